@@ -1,0 +1,74 @@
+#!/usr/bin/env node
+/*
+ * Nothing but Node's own modules is imported before the version of Node is known: what is imported later may not
+ * even parse on an old one.
+ */
+import { availableParallelism } from 'node:os';
+import { parseArgs } from 'node:util';
+
+const OLDEST_NODE = [20, 19] as const;
+
+const USAGE = `Usage: claviger <command>
+
+  serve                       run the service
+  migrate                     bring the database of DATABASE_URL to this release
+  create-admin-key --name N   make an admin service key and print it
+  openapi                     print the OpenAPI document
+
+Settings are environment variables; the README lists them.`;
+
+/** Failures whose message is all that an operator needs. */
+const EXPECTED = new Set(['ConfigError', 'MigrationError', 'EmbeddedPostgresError', 'StartError', 'Failure']);
+
+/** Why this Node cannot run Claviger, or `undefined`. */
+export function nodeFault(version: string): string | undefined {
+  const [major = 0, minor = 0] = version.split('.').map(Number);
+  const [oldestMajor, oldestMinor] = OLDEST_NODE;
+  if (major > oldestMajor || (major === oldestMajor && minor >= oldestMinor)) return undefined;
+  return `Node ${version} is too old: Claviger needs Node ${OLDEST_NODE.join('.')} or newer.`;
+}
+
+async function run(): Promise<void> {
+  const { positionals, values } = parseArgs({
+    allowPositionals: true,
+    options: { name: { type: 'string' }, help: { type: 'boolean', short: 'h' } },
+  });
+  const [command, ...rest] = positionals;
+  if (values.help === true) {
+    process.stdout.write(`${USAGE}\n`);
+    return;
+  }
+  if (rest.length > 0) throw usageError();
+  // argon2 runs in libuv's pool, which is read from the environment when it is first used.
+  process.env.UV_THREADPOOL_SIZE ??= String(availableParallelism() + 3);
+  const server = await import('./server.ts');
+  const { readConfig } = await import('./config.ts');
+  switch (command) {
+    case 'serve':
+      return server.serve(readConfig(process.env));
+    case 'migrate':
+      return server.migrate(readConfig(process.env));
+    case 'create-admin-key':
+      if (values.name === undefined) throw usageError();
+      process.stdout.write(`${await server.createAdminKey(readConfig(process.env), values.name)}\n`);
+      return;
+    default:
+      throw usageError();
+  }
+}
+
+function usageError(): Error {
+  return Object.assign(new Error(USAGE), { name: 'StartError' });
+}
+
+function report(error: unknown): void {
+  const known = error instanceof Error && (EXPECTED.has(error.name) || 'code' in error);
+  const message =
+    error instanceof Error ? ((known ? error.message : error.stack) ?? error.message) : String(error);
+  for (const line of message.split('\n')) process.stderr.write(`claviger: ${line}\n`);
+  process.exitCode = 1;
+}
+
+const fault = nodeFault(process.versions.node);
+if (fault === undefined) await run().catch(report);
+else report(Object.assign(new Error(fault), { name: 'StartError' }));

@@ -1,0 +1,297 @@
+import { availableParallelism } from 'node:os';
+import { z } from 'zod';
+import { parseCidr } from './domain/address.ts';
+import { MAX_LIMIT, MAX_WINDOW_SECONDS, type RateLimit } from './domain/rate-limit.ts';
+import { LABEL_PATTERN } from './domain/token.ts';
+import { SERVICE_ENVIRONMENT } from './domain/workspace.ts';
+
+/** One environment variable: how it is read, and how the README's table describes it. */
+interface Setting<T> {
+  readonly schema: z.ZodType<T, string | undefined>;
+  /** As it would be written in the environment; empty where there is none. */
+  readonly default: string;
+  readonly range: string;
+  readonly purpose: string;
+}
+
+const MIN_SECRET_LENGTH = 32;
+const MAX_ENVIRONMENTS = 16;
+
+/** Every setting there is. The README's table is tested against it. */
+export const SETTINGS = {
+  DATABASE_URL: {
+    schema: databaseUrl().optional(),
+    default: '',
+    range: '`postgres://…`',
+    purpose: 'The PostgreSQL (14 or newer) to use. Unset: an embedded one in `DATA_DIR`.',
+  },
+  DATABASE_POOL_SIZE: {
+    schema: integer(2, 1000).default(10),
+    default: '10',
+    range: '2–1000',
+    purpose: 'Connections to the database, per instance.',
+  },
+  DATA_DIR: {
+    schema: z.string().default('.data'),
+    default: '.data',
+    range: 'a folder',
+    purpose: 'Where the embedded PostgreSQL and its secret live.',
+  },
+  KEY_SECRET: {
+    schema: keySecrets().optional(),
+    default: '',
+    range: `comma-separated, each at least ${MIN_SECRET_LENGTH} characters`,
+    purpose: 'What tokens are minted with: the first mints, all verify. Required with `DATABASE_URL`.',
+  },
+  KEY_PREFIX: {
+    schema: label().default('ck'),
+    default: 'ck',
+    range: '`[a-z][a-z0-9]{0,15}`',
+    purpose: 'What new tokens begin with.',
+  },
+  KEY_ENVIRONMENTS: {
+    schema: environments().prefault('live,test'),
+    default: 'live,test',
+    range: `comma-separated, 1–${MAX_ENVIRONMENTS}, each \`[a-z][a-z0-9]{0,15}\``,
+    purpose: 'The environments that keys can be made in.',
+  },
+  DEFAULT_RATE_LIMIT: {
+    schema: rateLimit().prefault('1000/3600'),
+    default: '1000/3600',
+    range: '`limit/seconds` or `off`',
+    purpose: 'The limit of a key that is made without one.',
+  },
+  TEST_DEFAULT_RATE_LIMIT: {
+    schema: rateLimit().optional(),
+    default: '',
+    range: '`limit/seconds` or `off`',
+    purpose: 'The same for the environment `test`; unset: `DEFAULT_RATE_LIMIT`.',
+  },
+  ROTATION_DUE_DAYS: {
+    schema: integer(1, 3650).default(90),
+    default: '90',
+    range: '1–3650',
+    purpose: 'The age at which a key is due for rotation.',
+  },
+  CALLER_RATE_LIMIT: {
+    schema: perMinute().prefault('6000'),
+    default: '6000',
+    range: '1–1000000000 or `off`',
+    purpose: 'Management requests a minute, per service key and instance.',
+  },
+  INTROSPECT_RATE_LIMIT: {
+    schema: perMinute().prefault('off'),
+    default: 'off',
+    range: '1–1000000000 or `off`',
+    purpose: 'Introspections a minute, per service key and instance.',
+  },
+  FAILED_AUTH_RATE_LIMIT: {
+    schema: perMinute().prefault('300'),
+    default: '300',
+    range: '1–1000000000 or `off`',
+    purpose: 'Failed authentications and unknown routes a minute, per address and instance.',
+  },
+  TRUSTED_PROXY_CIDRS: {
+    schema: cidrs().prefault(''),
+    default: '',
+    range: 'comma-separated addresses and CIDRs',
+    purpose: 'Proxies whose `X-Forwarded-For` is believed.',
+  },
+  ADMIN_KEY_FILE: {
+    schema: z.string().optional(),
+    default: '',
+    range: 'a path',
+    purpose: 'Where the first admin key is written (mode 0600) instead of standard output.',
+  },
+  ARGON2_MEMORY_KIB: {
+    schema: integer(1024, 4_194_304).default(19_456),
+    default: '19456',
+    range: '1024–4194304',
+    purpose: 'Memory of one argon2id hash.',
+  },
+  ARGON2_TIME_COST: {
+    schema: integer(1, 1000).default(2),
+    default: '2',
+    range: '1–1000',
+    purpose: 'Passes of one argon2id hash.',
+  },
+  ARGON2_PARALLELISM: {
+    schema: integer(1, 16).default(1),
+    default: '1',
+    range: '1–16',
+    purpose: 'Lanes of one argon2id hash.',
+  },
+  HOST: {
+    schema: z.string().default('127.0.0.1'),
+    default: '127.0.0.1',
+    range: 'an address',
+    purpose: 'Where to listen; `0.0.0.0` in the image.',
+  },
+  PORT: {
+    schema: integer(0, 65_535).default(8080),
+    default: '8080',
+    range: '0–65535',
+    purpose: 'The port to listen on; 0 takes a free one.',
+  },
+  LOG_LEVEL: {
+    schema: z
+      .enum(
+        ['trace', 'debug', 'info', 'warn', 'error', 'fatal', 'silent'],
+        'must be trace, debug, info, warn, error, fatal or silent',
+      )
+      .default('info'),
+    default: 'info',
+    range: '`trace`, `debug`, `info`, `warn`, `error`, `fatal`, `silent`',
+    purpose: 'What is logged, as JSON lines on standard error.',
+  },
+} as const satisfies Record<string, Setting<unknown>>;
+
+type Settings = typeof SETTINGS;
+type Values = { readonly [Name in keyof Settings]: z.output<Settings[Name]['schema']> };
+
+/** The settings, checked. `environmentLimits` has the default limit of each environment. */
+export type Config = Values & {
+  readonly environmentLimits: ReadonlyMap<string, RateLimit | null>;
+  readonly argon2Slots: number;
+};
+
+/** Settings that the service cannot start with. `message` lists every fault, a line each, and repeats no value. */
+export class ConfigError extends Error {
+  override readonly name = 'ConfigError';
+}
+
+/** Reads the environment. An empty variable is unset. */
+export function readConfig(environment: Readonly<Record<string, string | undefined>>): Config {
+  const given = Object.fromEntries(
+    Object.keys(SETTINGS).map((name) => [name, environment[name] === '' ? undefined : environment[name]]),
+  );
+  const faults: string[] = [];
+  const values: Record<string, unknown> = {};
+  for (const [name, setting] of Object.entries(SETTINGS)) {
+    const result = setting.schema.safeParse(given[name]);
+    if (result.success) values[name] = result.data;
+    else faults.push(`${name} ${[...new Set(result.error.issues.map((issue) => issue.message))].join('; ')}`);
+  }
+  if (given.DATABASE_URL !== undefined && given.KEY_SECRET === undefined) {
+    faults.push('KEY_SECRET is required with DATABASE_URL; make one with: openssl rand -base64 33');
+  }
+  if (faults.length > 0) throw new ConfigError(faults.join('\n'));
+
+  // Each member was parsed by the schema of its name.
+  const checked = values as Values;
+  return Object.freeze({
+    ...checked,
+    environmentLimits: new Map(
+      checked.KEY_ENVIRONMENTS.map((name) => [
+        name,
+        name === 'test' && checked.TEST_DEFAULT_RATE_LIMIT !== undefined
+          ? checked.TEST_DEFAULT_RATE_LIMIT
+          : checked.DEFAULT_RATE_LIMIT,
+      ]),
+    ),
+    // One core stays with the event loop.
+    argon2Slots: Math.max(1, availableParallelism() - 1),
+  });
+}
+
+function integer(least: number, most: number) {
+  const message = `must be a whole number from ${least} to ${most}`;
+  return z
+    .string()
+    .regex(/^\d{1,10}$/, message)
+    .transform(Number)
+    .refine((value) => value >= least && value <= most, message);
+}
+
+function label() {
+  return z
+    .string()
+    .regex(LABEL_PATTERN, 'must be a lower-case letter and up to 15 lower-case letters or digits');
+}
+
+function databaseUrl() {
+  return z
+    .string()
+    .refine(
+      (value) => /^postgres(ql)?:\/\//.test(value) && URL.canParse(value),
+      'must be a URL like postgres://user:password@host:5432/database',
+    );
+}
+
+function list<T extends z.ZodType<unknown, string>>(entry: T) {
+  return z
+    .string()
+    .transform((value) =>
+      value
+        .split(',')
+        .map((part) => part.trim())
+        .filter((part) => part !== ''),
+    )
+    .pipe(z.array(entry));
+}
+
+function keySecrets() {
+  return list(
+    z
+      .string()
+      .min(
+        MIN_SECRET_LENGTH,
+        `must be comma-separated secrets of at least ${MIN_SECRET_LENGTH} characters each; make one with: openssl rand -base64 33`,
+      ),
+  )
+    .refine((secrets) => new Set(secrets).size === secrets.length, 'must not name a secret twice')
+    .refine(
+      (secrets): secrets is [string, ...string[]] => secrets.length > 0,
+      'must name at least one secret',
+    )
+    .transform(([first, ...others]): [string, ...string[]] => [first ?? '', ...others]);
+}
+
+function environments() {
+  return list(label())
+    .refine(
+      (names) => names.length >= 1 && names.length <= MAX_ENVIRONMENTS,
+      `must name 1 to ${MAX_ENVIRONMENTS} environments`,
+    )
+    .refine((names) => new Set(names).size === names.length, 'must not name an environment twice')
+    .refine(
+      (names) => !names.includes(SERVICE_ENVIRONMENT),
+      `must not name "${SERVICE_ENVIRONMENT}", which is reserved for service keys`,
+    );
+}
+
+function cidrs() {
+  return list(
+    z
+      .string()
+      .refine(
+        (entry) => parseCidr(entry) !== undefined,
+        'must be comma-separated addresses and CIDRs such as 10.0.0.0/8',
+      ),
+  );
+}
+
+/** `limit/seconds`, or `off` as `null`. */
+function rateLimit() {
+  const message = `must be limit/seconds such as 1000/3600 (up to ${MAX_LIMIT}/${MAX_WINDOW_SECONDS}), or off`;
+  return z
+    .string()
+    .regex(/^([1-9]\d{0,9}\/[1-9]\d{0,6}|off)$/, message)
+    .transform((value): RateLimit | null => {
+      if (value === 'off') return null;
+      const [limit, windowSeconds] = value.split('/').map(Number);
+      return { limit: limit ?? 0, window_seconds: windowSeconds ?? 0 };
+    })
+    .refine(
+      (limit) => limit === null || (limit.limit <= MAX_LIMIT && limit.window_seconds <= MAX_WINDOW_SECONDS),
+      message,
+    );
+}
+
+/** Requests a minute, or `off` as `null`. */
+function perMinute() {
+  return z
+    .string()
+    .regex(/^([1-9]\d{0,8}|1000000000|off)$/, 'must be a whole number from 1 to 1000000000, or off')
+    .transform((value) => (value === 'off' ? null : Number(value)));
+}

@@ -1,0 +1,100 @@
+import { type Key, statusOf } from './key.ts';
+import type { CompiledRestrictions, RequestFacts } from './restriction.ts';
+import { SYSTEM_WORKSPACE } from './workspace.ts';
+
+/** Why a key may not do what was asked, with the status that the asking service should answer its own client (contract §5). */
+export const REFUSALS = {
+  invalid: 401,
+  revoked: 401,
+  expired: 401,
+  wrong_workspace: 403,
+  wrong_environment: 403,
+  ip_not_allowed: 403,
+  referrer_not_allowed: 403,
+  endpoint_not_allowed: 403,
+  insufficient_scope: 403,
+} as const;
+
+export type RefusalCode = keyof typeof REFUSALS;
+
+/** What is held in memory to decide on a key: its row and its restrictions, compiled. */
+export interface KeyRecord {
+  readonly key: Key;
+  readonly restrictions: CompiledRestrictions | undefined;
+}
+
+/** What an API wants to know about a key that it was handed. */
+export interface Question {
+  /** The workspaces whose keys the asking service may see; `null` is all of them. */
+  readonly visibleWorkspaces: readonly string[] | null;
+  /** All of these are needed. */
+  readonly scopes?: readonly string[] | undefined;
+  readonly workspaceId?: string | undefined;
+  readonly environment?: string | undefined;
+  readonly request?: RequestFacts | undefined;
+}
+
+export type Refusal = { readonly active: false; readonly code: RefusalCode; readonly detail: string };
+export type Decision = { readonly active: true; readonly record: KeyRecord } | Refusal;
+
+export function refuse(code: RefusalCode, detail: string): Refusal {
+  return { active: false, code, detail };
+}
+
+/** One answer for a string that we did not mint, an unknown key, a wrong secret and a foreign workspace: nothing can be probed. */
+export const INVALID: Refusal = refuse('invalid', 'This is not a valid API key.');
+
+/**
+ * What can be told of a key before its secret is proved. The tag of the token has shown by now that we minted it,
+ * so its owner may learn that it was revoked or has expired, and no argon2 is spent on that.
+ */
+export function refuseUnproved(key: Key, nowMs: number): Refusal | undefined {
+  if (key.revokedAt !== null) {
+    return refuse('revoked', `The key was revoked on ${isoDate(key.revokedAt)}.`);
+  }
+  if (key.expiresAt !== null && statusOf(key, nowMs) === 'expired') {
+    return refuse('expired', `The key expired on ${isoDate(key.expiresAt)}.`);
+  }
+  return undefined;
+}
+
+/** Whether the asking service may learn anything of this key at all. Keys of `system` call Claviger and nothing else. */
+export function isVisible(key: Key, question: Question): boolean {
+  return (
+    key.workspaceId !== SYSTEM_WORKSPACE &&
+    (question.visibleWorkspaces === null || question.visibleWorkspaces.includes(key.workspaceId))
+  );
+}
+
+/**
+ * The decision on a key whose secret has been proved. Pure, and monotone: taking a right away never turns a
+ * refusal into an allowance. The checks run in the contract's order and the first failure is the reason.
+ *
+ * @param nowMs database time in milliseconds.
+ */
+export function decide(record: KeyRecord, question: Question, nowMs: number): Decision {
+  const { key } = record;
+  if (!isVisible(key, question)) return INVALID;
+  const unproved = refuseUnproved(key, nowMs);
+  if (unproved !== undefined) return unproved;
+
+  if (question.workspaceId !== undefined && question.workspaceId !== key.workspaceId) {
+    return refuse('wrong_workspace', 'The key belongs to another workspace than the one expected.');
+  }
+  if (question.environment !== undefined && question.environment !== key.environment) {
+    return refuse('wrong_environment', 'The key belongs to another environment than the one expected.');
+  }
+  const restricted = record.restrictions?.check(question.request);
+  if (restricted !== undefined) return refuse(restricted.code, restricted.detail);
+
+  for (const scope of question.scopes ?? []) {
+    if (!key.scopes.includes(scope)) {
+      return refuse('insufficient_scope', `The key lacks the scope "${scope}".`);
+    }
+  }
+  return { active: true, record };
+}
+
+function isoDate(timeMs: number): string {
+  return new Date(timeMs).toISOString().slice(0, 10);
+}

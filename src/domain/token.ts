@@ -1,0 +1,84 @@
+import { timingSafeEqual } from 'node:crypto';
+import { crc32 } from 'node:zlib';
+import { decodeBase62, encodeBase62, randomBase62 } from './base62.ts';
+import { type KeyId, keyIdFromBytes, keyIdToBytes } from './key-id.ts';
+import { hmacSha256 } from './key-secret.ts';
+
+/*
+ * <prefix>_<environment>_ id(22) secret(27) tag(11) checksum(6), contract §2.
+ * The tag says that this deployment minted the string; the checksum finds typing errors without any secret.
+ * Neither is the proof: that is the argon2id hash of the whole token.
+ */
+const ID_LENGTH = 22;
+const SECRET_LENGTH = 27;
+const TAG_LENGTH = 11;
+const CHECKSUM_LENGTH = 6;
+const BODY_LENGTH = ID_LENGTH + SECRET_LENGTH + TAG_LENGTH + CHECKSUM_LENGTH;
+const ID_BYTES = 16;
+const TAG_BYTES = 8;
+
+/** `KEY_PREFIX` and the names of environments: short, and no `_`, since that separates them. */
+export const LABEL_PATTERN = /^[a-z][a-z0-9]{0,15}$/;
+const TOKEN_PATTERN = new RegExp(`^[a-z][a-z0-9]{0,15}_[a-z][a-z0-9]{0,15}_[0-9A-Za-z]{${BODY_LENGTH}}$`);
+
+/** The longest string worth looking at: two labels of 16 characters, two separators, the body. */
+export const MAX_TOKEN_LENGTH = 16 + 1 + 16 + 1 + BODY_LENGTH;
+
+/** How many characters of a token's end its hint shows. They are part of the checksum and tell nothing of the secret. */
+export const HINT_LENGTH = 4;
+
+export interface TokenMint {
+  /** Makes the token of a key: `prefix` and `environment` are labels, `id` is the key's. */
+  mint(key: { readonly prefix: string; readonly environment: string; readonly id: KeyId }): string;
+  /** The id of the key that a token names, or `undefined` for any string that this deployment did not mint. */
+  identify(token: string): KeyId | undefined;
+}
+
+/**
+ * @param mintKeys HMAC keys derived from `KEY_SECRET`, newest first: the first mints, all verify.
+ * @param randomBytes the CSPRNG.
+ */
+export function createTokenMint(
+  mintKeys: readonly [Uint8Array, ...Uint8Array[]],
+  randomBytes: (size: number) => Uint8Array,
+): TokenMint {
+  return {
+    mint({ prefix, environment, id }) {
+      const untagged =
+        `${prefix}_${environment}_` +
+        encodeBase62(keyIdToBytes(id), ID_LENGTH) +
+        randomBase62(SECRET_LENGTH, randomBytes);
+      const unchecked = untagged + tagOf(mintKeys[0], untagged);
+      return unchecked + checksumOf(unchecked);
+    },
+
+    identify(token) {
+      if (token.length > MAX_TOKEN_LENGTH || !TOKEN_PATTERN.test(token)) return undefined;
+      const unchecked = token.slice(0, -CHECKSUM_LENGTH);
+      if (checksumOf(unchecked) !== token.slice(-CHECKSUM_LENGTH)) return undefined;
+      const untagged = unchecked.slice(0, -TAG_LENGTH);
+      const tag = Buffer.from(unchecked.slice(-TAG_LENGTH), 'latin1');
+      const genuine = mintKeys.some((key) =>
+        timingSafeEqual(Buffer.from(tagOf(key, untagged), 'latin1'), tag),
+      );
+      if (!genuine) return undefined;
+      const id = decodeBase62(untagged.slice(-SECRET_LENGTH - ID_LENGTH, -SECRET_LENGTH), ID_BYTES);
+      return id && keyIdFromBytes(id);
+    },
+  };
+}
+
+/** What lists show of a token: its prefix and its last characters. */
+export function hintOf(prefix: string, lastCharacters: string): string {
+  return `${prefix}…${lastCharacters}`;
+}
+
+function tagOf(mintKey: Uint8Array, untagged: string): string {
+  return encodeBase62(hmacSha256(mintKey, untagged).subarray(0, TAG_BYTES), TAG_LENGTH);
+}
+
+function checksumOf(unchecked: string): string {
+  const bytes = Buffer.allocUnsafe(4);
+  bytes.writeUInt32BE(crc32(unchecked));
+  return encodeBase62(bytes, CHECKSUM_LENGTH);
+}

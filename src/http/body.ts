@@ -1,0 +1,114 @@
+import { isUtf8 } from 'node:buffer';
+import type { FastifyInstance } from 'fastify';
+import { parse } from 'secure-json-parse';
+import { Failure } from '../domain/errors.ts';
+
+/** Deeper than any sensible metadata; it bounds every recursion over what a caller sends. */
+const MAX_DEPTH = 32;
+
+/** Replaces Fastify's parsers, whose leniency and error texts are not the contract's, by one for JSON. */
+export function registerJsonBody(app: FastifyInstance): void {
+  app.removeAllContentTypeParsers();
+  app.addContentTypeParser(
+    ['application/json', 'application/merge-patch+json'],
+    { parseAs: 'buffer' },
+    (_request, body, done) => {
+      try {
+        done(null, parseJson(Buffer.from(body)));
+      } catch (error) {
+        done(error instanceof Error ? error : new Error('unreadable body'));
+      }
+    },
+  );
+}
+
+/**
+ * Reads JSON strictly (RFC 8259, I-JSON's rules of RFC 7493 §2): UTF-8, no duplicate members, no unpaired
+ * surrogates, no NUL, no number that loses its value, no `__proto__`. An empty body is `undefined`.
+ * @throws Failure `invalid_request`, which never quotes the body.
+ */
+export function parseJson(body: Buffer): unknown {
+  if (body.length === 0) return undefined;
+  if (!isUtf8(body)) throw malformed('The body is not UTF-8.');
+  const text = body.toString('utf8');
+  const members = countMembers(text);
+  const value = parseText(text);
+  // JSON.parse keeps the last of two members of one name; counting both ways finds that there were two.
+  if (countValidMembers(value) !== members) throw malformed('The body names a member twice.');
+  return value;
+}
+
+/** Throws for text that PostgreSQL cannot store or that has no UTF-8 form. */
+export function checkText(text: string): void {
+  if (!text.isWellFormed() || text.includes('\0')) {
+    throw malformed('A string holds a NUL or an unpaired surrogate.');
+  }
+}
+
+function parseText(text: string): unknown {
+  try {
+    return parse(text, null, { protoAction: 'error', constructorAction: 'error' });
+  } catch {
+    // The parser's own message quotes what it read.
+    throw malformed('The body is not valid JSON.');
+  }
+}
+
+/** How many members the objects of this text have, by their colons, while the nesting is checked. */
+function countMembers(text: string): number {
+  let members = 0;
+  let depth = 0;
+  for (let index = 0; index < text.length; index++) {
+    switch (text.charCodeAt(index)) {
+      case 0x22: // "
+        index = endOfString(text, index);
+        break;
+      case 0x3a: // :
+        members++;
+        break;
+      case 0x5b: // [
+      case 0x7b: // {
+        if (++depth > MAX_DEPTH) throw malformed(`The body is nested deeper than ${MAX_DEPTH} levels.`);
+        break;
+      case 0x5d: // ]
+      case 0x7d: // }
+        depth--;
+        break;
+    }
+  }
+  return members;
+}
+
+/** The index of the quote that closes the string opened at `start`; past the end where nothing closes it. */
+function endOfString(text: string, start: number): number {
+  for (let index = start + 1; index < text.length; index++) {
+    const code = text.charCodeAt(index);
+    if (code === 0x5c)
+      index++; // an escape: its next character closes nothing
+    else if (code === 0x22) return index;
+  }
+  return text.length;
+}
+
+function countValidMembers(value: unknown): number {
+  if (typeof value === 'string') checkText(value);
+  if (
+    typeof value === 'number' &&
+    (!Number.isFinite(value) || (Number.isInteger(value) && !Number.isSafeInteger(value)))
+  ) {
+    throw malformed('A number is too large to be kept exactly; send it as a string.');
+  }
+  if (typeof value !== 'object' || value === null) return 0;
+  if (Array.isArray(value))
+    return value.reduce((sum: number, element) => sum + countValidMembers(element), 0);
+  let members = 0;
+  for (const [name, member] of Object.entries(value)) {
+    checkText(name);
+    members += 1 + countValidMembers(member);
+  }
+  return members;
+}
+
+function malformed(detail: string): Failure {
+  return new Failure('invalid_request', detail);
+}

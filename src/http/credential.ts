@@ -1,0 +1,32 @@
+/** What a request shows of a service key: nothing, one string, or more than one, which is refused. */
+export type Credential =
+  | { readonly kind: 'absent' }
+  | { readonly kind: 'ambiguous' }
+  | { readonly kind: 'presented'; readonly token: string };
+
+const ABSENT: Credential = { kind: 'absent' };
+const AMBIGUOUS: Credential = { kind: 'ambiguous' };
+const BEARER = /^bearer +(\S+)$/i;
+
+/**
+ * Reads `Authorization: Bearer` (RFC 6750 §2.1) and `X-Api-Key`.
+ *
+ * @param rawHeaders names and values in turn, as they came: Node drops a second `Authorization` from `headers`,
+ *   and a proxy may believe the one that we do not see.
+ */
+export function readCredential(rawHeaders: readonly string[]): Credential {
+  let token: string | undefined;
+  let authorizations = 0;
+  for (let index = 0; index < rawHeaders.length; index += 2) {
+    const name = rawHeaders[index]?.toLowerCase();
+    const isAuthorization = name === 'authorization';
+    if (!isAuthorization && name !== 'x-api-key') continue;
+    if (isAuthorization && ++authorizations > 1) return AMBIGUOUS;
+    const value = (rawHeaders[index + 1] ?? '').trim();
+    // Another scheme than Bearer holds no service key, and the empty string is none.
+    const shown = isAuthorization ? (BEARER.exec(value)?.[1] ?? '') : value;
+    if (token !== undefined && token !== shown) return AMBIGUOUS;
+    token = shown;
+  }
+  return token === undefined ? ABSENT : { kind: 'presented', token };
+}

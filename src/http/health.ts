@@ -1,0 +1,55 @@
+import type { FastifyInstance } from 'fastify';
+import type { ZodTypeProvider } from 'fastify-type-provider-zod';
+import { z } from 'zod';
+import { Failure } from '../domain/errors.ts';
+import * as schemas from './schemas.ts';
+
+export interface Readiness {
+  /** Resolves when this instance can serve; throws a Failure that says why not. */
+  check(): Promise<void>;
+}
+
+const TAGS = ['Operations'];
+
+/** `/healthz`: the process answers. `/readyz`: send it requests (contract §8). */
+export function registerHealthRoutes(plain: FastifyInstance, { readiness }: { readiness: Readiness }): void {
+  const app = plain.withTypeProvider<ZodTypeProvider>();
+  const status = <Status extends string>(value: Status) => z.object({ status: z.literal(value) });
+
+  app.get(
+    '/healthz',
+    {
+      schema: {
+        tags: TAGS,
+        operationId: 'healthz',
+        summary: 'The process is alive',
+        response: { 200: status('ok') },
+      },
+    },
+    async () => ({ status: 'ok' as const }),
+  );
+
+  app.get(
+    '/readyz',
+    {
+      schema: {
+        tags: TAGS,
+        operationId: 'readyz',
+        summary: 'The instance can serve',
+        response: {
+          200: status('ready'),
+          ...schemas.problems({ 503: 'Not now (`unavailable`); `detail` says why.' }),
+        },
+      },
+    },
+    async () => {
+      try {
+        await readiness.check();
+      } catch (error) {
+        // Expected while the database is away, and asked for every few seconds: no line in the log for each.
+        throw error instanceof Failure ? new Failure(error.code, error.message) : error;
+      }
+      return { status: 'ready' as const };
+    },
+  );
+}

@@ -1,0 +1,66 @@
+import type { z } from 'zod';
+import { type Key, statusOf } from '../domain/key.ts';
+import type { Restrictions } from '../domain/restriction.ts';
+import { hintOf } from '../domain/token.ts';
+import { SYSTEM_WORKSPACE } from '../domain/workspace.ts';
+import { fromTime, type keyOutput, type restrictionsOutput } from './schemas.ts';
+
+const DAY_MS = 86_400_000;
+
+/** A key as the API shows it. */
+export function viewOf(
+  key: Key,
+  { nowMs, rotationDueDays }: { nowMs: number; rotationDueDays: number },
+): z.input<typeof keyOutput> {
+  return {
+    id: key.id,
+    prefix: key.prefix,
+    hint: hintOf(key.prefix, key.lastCharacters),
+    workspace_id: key.workspaceId,
+    name: key.name,
+    environment: key.environment,
+    scopes: [...key.scopes],
+    status: statusOf(key, nowMs),
+    restrictions: restrictionsView(key),
+    rate_limit: key.rateLimit,
+    metadata: key.metadata === null ? null : { ...key.metadata },
+    created_by: key.createdBy,
+    created_at: fromTime(key.createdAt),
+    expires_at: fromTime(key.expiresAt),
+    revoked_at: fromTime(key.revokedAt),
+    revoked_reason: key.revokedReason,
+    rotated_from: null,
+    rotated_to: null,
+    rotation_due_at: fromTime(key.createdAt + rotationDueDays * DAY_MS),
+    last_used: null,
+    last_used_ip: null,
+  };
+}
+
+/** The restrictions that this kind of key can have, each present: `null` where it does not restrict. */
+export function restrictionsView(
+  key: Pick<Key, 'workspaceId' | 'restrictions'>,
+): z.input<typeof restrictionsOutput> | null {
+  const { restrictions } = key;
+  if (restrictions === null) return null;
+  const allowed_ips = copy(restrictions.allowed_ips);
+  return key.workspaceId === SYSTEM_WORKSPACE
+    ? { allowed_ips, allowed_workspaces: copy(restrictions.allowed_workspaces) }
+    : {
+        allowed_ips,
+        allowed_referrers: copy(restrictions.allowed_referrers),
+        allowed_endpoints: endpointsView(restrictions),
+      };
+}
+
+function endpointsView({ allowed_endpoints }: Restrictions) {
+  return (
+    allowed_endpoints?.map(({ methods, path }) =>
+      methods == null ? { path } : { methods: [...methods], path },
+    ) ?? null
+  );
+}
+
+function copy(list: readonly string[] | null): string[] | null {
+  return list === null ? null : [...list];
+}

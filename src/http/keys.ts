@@ -1,0 +1,310 @@
+import type { FastifyRequest } from 'fastify';
+import type { ZodTypeProvider } from 'fastify-type-provider-zod';
+import { z } from 'zod';
+import { reaches } from '../domain/caller.ts';
+import { KEY_STATUSES } from '../domain/key.ts';
+import { KEY_ID_PATTERN, type KeyId } from '../domain/key-id.ts';
+import { SYSTEM_WORKSPACE } from '../domain/workspace.ts';
+import { foreignWorkspace, type KeyLifecycle, noSuchKey, type Origin } from '../lifecycle/keys.ts';
+import type { Database } from '../storage/database.ts';
+import { findKey, listKeys } from '../storage/keys.ts';
+import { type Callers, callerOf } from './callers.ts';
+import type { CursorCodec } from './cursor.ts';
+import { viewOf } from './key-view.ts';
+import * as schemas from './schemas.ts';
+import { toTime } from './schemas.ts';
+
+export interface KeyRoutes {
+  readonly callers: Callers;
+  readonly lifecycle: KeyLifecycle;
+  readonly database: Database;
+  readonly cursors: CursorCodec;
+  readonly rotationDueDays: number;
+}
+
+const DAY_MS = 86_400_000;
+const DEFAULT_PAGE = 20;
+const MAX_PAGE = 100;
+const TAGS = ['Keys'];
+
+const createBody = z.strictObject({
+  workspace_id: schemas.workspaceId,
+  name: schemas.keyName,
+  environment: schemas.environment.optional(),
+  scopes: schemas.scopes.optional(),
+  expires_at: schemas.timeInput.nullable().optional(),
+  restrictions: schemas.restrictionsInput.nullable().optional(),
+  rate_limit: schemas.rateLimit.nullable().optional(),
+  metadata: schemas.metadata.nullable().optional(),
+  created_by: schemas.createdBy.nullable().optional(),
+});
+
+const patchBody = z.strictObject({
+  name: schemas.keyName.optional(),
+  scopes: schemas.scopes.nullable().optional(),
+  expires_at: schemas.timeInput.nullable().optional(),
+  restrictions: schemas.restrictionsInput.nullable().optional(),
+  rate_limit: schemas.rateLimit.partial().nullable().optional(),
+  metadata: schemas.metadata.nullable().optional(),
+});
+
+const revokeBody = z.strictObject({ reason: schemas.reason.nullable().optional() }).nullish();
+
+const listQuery = z.strictObject({
+  workspace_id: schemas.workspaceId.optional(),
+  environment: schemas.environment.optional(),
+  status: z.enum(KEY_STATUSES, `must be one of: ${KEY_STATUSES.join(', ')}`).optional(),
+  scope: schemas.scope.optional(),
+  name: schemas.keyName.optional().describe('Keys whose name begins with this.'),
+  created_by: schemas.createdBy.optional(),
+  expires_before: schemas.timeInput.optional(),
+  unused_since: schemas.timeInput.optional().describe('Keys neither made nor used since then.'),
+  rotation_due: z.literal('true', 'must be true').optional(),
+  limit: z
+    .string()
+    .regex(/^([1-9]\d?|100)$/, `must be a whole number from 1 to ${MAX_PAGE}`)
+    .optional(),
+  cursor: z.string().max(200).optional(),
+});
+
+const idParams = z.object({ id: z.string() });
+const oneKey = schemas.success(schemas.keyOutput);
+const noKey = { 404: 'There is no such key that this caller may see (`not_found`).' };
+const conflict = { 409: 'The key is not active (`key_not_active`), or it is the last admin (`last_admin`).' };
+
+/** `/v1/api-keys` (contract §4). */
+export function registerKeyRoutes({
+  callers,
+  lifecycle,
+  database,
+  cursors,
+  rotationDueDays,
+}: KeyRoutes): void {
+  callers.scope('keys:read', 'management', (plain) => {
+    const app = plain.withTypeProvider<ZodTypeProvider>();
+
+    app.get(
+      '/v1/api-keys',
+      {
+        schema: {
+          tags: TAGS,
+          operationId: 'listKeys',
+          summary: 'List keys, newest first',
+          querystring: listQuery,
+          response: {
+            200: z.object({
+              success: z.literal(true),
+              data: z.array(schemas.keyOutput),
+              pagination: schemas.paginationOutput,
+            }),
+            ...schemas.problems(schemas.CALLER_PROBLEMS),
+          },
+        },
+      },
+      async (request) => {
+        const caller = callerOf(request);
+        const { limit: limitText, cursor, ...filters } = request.query;
+        if (filters.workspace_id !== undefined && !reaches(caller, filters.workspace_id)) {
+          throw foreignWorkspace(filters.workspace_id);
+        }
+        const limit = Number(limitText ?? DEFAULT_PAGE);
+        const list = `keys ${JSON.stringify(Object.entries(filters).sort())}`;
+        const nowMs = caller.now;
+        const found = await database.read((executor) =>
+          listKeys(executor, {
+            filters: {
+              workspaceId: filters.workspace_id,
+              environment: filters.environment,
+              status: filters.status,
+              scope: filters.scope,
+              namePrefix: filters.name,
+              createdBy: filters.created_by,
+              expiresBefore: optionalTime(filters.expires_before),
+              unusedSince: optionalTime(filters.unused_since),
+              createdBefore:
+                filters.rotation_due === undefined ? undefined : nowMs - rotationDueDays * DAY_MS,
+            },
+            visibleWorkspaces: caller.allowedWorkspaces,
+            includeSystem: reaches(caller, SYSTEM_WORKSPACE),
+            after: cursor === undefined ? undefined : cursors.read(list, cursor),
+            // One more than is shown tells whether there are more.
+            limit: limit + 1,
+            nowMs,
+          }),
+        );
+        const shown = found.slice(0, limit);
+        const last = shown.at(-1);
+        const hasMore = found.length > limit && last !== undefined;
+        return {
+          success: true as const,
+          data: shown.map((key) => viewOf(key, { nowMs, rotationDueDays })),
+          pagination: { next_cursor: hasMore ? cursors.write(list, last.id) : null, has_more: hasMore },
+        };
+      },
+    );
+
+    app.get(
+      '/v1/api-keys/:id',
+      {
+        schema: {
+          tags: TAGS,
+          operationId: 'getKey',
+          summary: 'Get a key',
+          params: idParams,
+          response: { 200: oneKey, ...schemas.problems({ ...schemas.CALLER_PROBLEMS, ...noKey }) },
+        },
+      },
+      async (request) => {
+        const caller = callerOf(request);
+        const id = keyIdOf(request.params.id);
+        const key = await database.read((executor) => findKey(executor, id));
+        if (key === undefined || !reaches(caller, key.workspaceId)) throw noSuchKey();
+        return { success: true as const, data: viewOf(key, { nowMs: caller.now, rotationDueDays }) };
+      },
+    );
+  });
+
+  callers.scope('keys:write', 'management', (plain) => {
+    const app = plain.withTypeProvider<ZodTypeProvider>();
+
+    app.post(
+      '/v1/api-keys',
+      {
+        schema: {
+          tags: TAGS,
+          operationId: 'createKey',
+          summary: 'Create a key',
+          body: createBody,
+          response: {
+            201: schemas.success(schemas.keyWithTokenOutput),
+            ...schemas.problems({ ...schemas.CALLER_PROBLEMS, ...schemas.BODY_PROBLEMS }),
+          },
+        },
+      },
+      async (request, reply) => {
+        const caller = callerOf(request);
+        const { body } = request;
+        const { key, token } = await lifecycle.create(caller, originOf(request), {
+          workspaceId: body.workspace_id,
+          environment: body.environment,
+          name: body.name,
+          scopes: body.scopes ?? [],
+          expiresAt: optionalTime(body.expires_at) ?? null,
+          restrictions: body.restrictions ?? null,
+          rateLimit: body.rate_limit,
+          metadata: body.metadata ?? null,
+          createdBy: body.created_by ?? null,
+        });
+        reply.code(201);
+        return {
+          success: true as const,
+          data: { ...viewOf(key, { nowMs: caller.now, rotationDueDays }), key: token },
+        };
+      },
+    );
+
+    app.patch(
+      '/v1/api-keys/:id',
+      {
+        schema: {
+          tags: TAGS,
+          operationId: 'updateKey',
+          summary: 'Change an active key',
+          description:
+            'A JSON Merge Patch (RFC 7396): absent members stay, `null` clears, nested objects are merged too.',
+          params: idParams,
+          body: patchBody,
+          response: {
+            200: oneKey,
+            ...schemas.problems({
+              ...schemas.CALLER_PROBLEMS,
+              ...noKey,
+              ...conflict,
+              ...schemas.BODY_PROBLEMS,
+            }),
+          },
+        },
+      },
+      async (request) => {
+        const caller = callerOf(request);
+        const { name, scopes, expires_at, restrictions, rate_limit, metadata } = request.body;
+        const key = await lifecycle.update(caller, originOf(request), keyIdOf(request.params.id), {
+          name,
+          scopes,
+          expiresAt: optionalTime(expires_at),
+          restrictions,
+          rateLimit: rate_limit,
+          metadata,
+        });
+        return { success: true as const, data: viewOf(key, { nowMs: caller.now, rotationDueDays }) };
+      },
+    );
+
+    const revocation = {
+      tags: TAGS,
+      params: idParams,
+      body: revokeBody,
+      response: {
+        200: z.object({ success: z.literal(true), message: z.string(), data: schemas.keyOutput }),
+        ...schemas.problems({ ...schemas.CALLER_PROBLEMS, ...noKey, ...conflict, ...schemas.BODY_PROBLEMS }),
+      },
+    };
+    const revoke = async (
+      request: FastifyRequest<{ Params: z.output<typeof idParams>; Body: z.output<typeof revokeBody> }>,
+    ) => {
+      const caller = callerOf(request);
+      const key = await lifecycle.revoke(
+        caller,
+        originOf(request),
+        keyIdOf(request.params.id),
+        request.body?.reason ?? null,
+      );
+      return {
+        success: true as const,
+        message: 'API key revoked successfully',
+        data: viewOf(key, { nowMs: caller.now, rotationDueDays }),
+      };
+    };
+    app.delete(
+      '/v1/api-keys/:id',
+      {
+        schema: {
+          ...revocation,
+          operationId: 'deleteKey',
+          summary: 'Revoke a key',
+          description: 'Permanent and idempotent.',
+        },
+      },
+      revoke,
+    );
+    app.post(
+      '/v1/api-keys/:id/revoke',
+      {
+        schema: {
+          ...revocation,
+          operationId: 'revokeKey',
+          summary: 'Revoke a key',
+          description: 'The same as DELETE.',
+        },
+      },
+      revoke,
+    );
+  });
+}
+
+export function originOf(request: FastifyRequest): Origin {
+  return { address: request.ip, requestId: request.id };
+}
+
+/** A string that is no key id names no key. */
+function keyIdOf(text: string): KeyId {
+  if (!KEY_ID_PATTERN.test(text)) throw noSuchKey();
+  return text;
+}
+
+function optionalTime(value: string): number;
+function optionalTime(value: string | undefined): number | undefined;
+function optionalTime(value: string | null | undefined): number | null | undefined;
+function optionalTime(value: string | null | undefined): number | null | undefined {
+  return typeof value === 'string' ? toTime(value) : value;
+}

@@ -1,0 +1,51 @@
+import type { ZodTypeProvider } from 'fastify-type-provider-zod';
+import { z } from 'zod';
+import { type Callers, callerOf } from './callers.ts';
+import * as schemas from './schemas.ts';
+
+/** `GET /v1/me`: any service key learns about itself (contract §3). */
+export function registerMeRoute({ callers }: { callers: Callers }): void {
+  callers.scope(null, 'management', (plain) => {
+    plain.withTypeProvider<ZodTypeProvider>().get(
+      '/v1/me',
+      {
+        schema: {
+          tags: ['Service keys'],
+          operationId: 'getMe',
+          summary: 'The service key that calls',
+          response: {
+            200: schemas.success(
+              z.object({
+                id: z.string(),
+                name: z.string(),
+                permissions: z.array(z.string()),
+                restrictions: schemas.restrictionsOutput.nullable(),
+                expires_at: schemas.timeOutput.nullable(),
+              }),
+            ),
+            ...schemas.problems(schemas.CALLER_PROBLEMS),
+          },
+        },
+      },
+      async (request) => {
+        const { keyId, name, permissions, allowedIps, allowedWorkspaces, expiresAt } = callerOf(request);
+        const restricted = allowedIps !== null || allowedWorkspaces !== null;
+        return {
+          success: true as const,
+          data: {
+            id: keyId,
+            name,
+            permissions: [...permissions],
+            restrictions: restricted
+              ? {
+                  allowed_ips: allowedIps && [...allowedIps],
+                  allowed_workspaces: allowedWorkspaces && [...allowedWorkspaces],
+                }
+              : null,
+            expires_at: schemas.fromTime(expiresAt),
+          },
+        };
+      },
+    );
+  });
+}

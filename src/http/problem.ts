@@ -1,0 +1,153 @@
+import { STATUS_CODES } from 'node:http';
+import type { Socket } from 'node:net';
+import type { FastifyError, FastifyReply, FastifyRequest } from 'fastify';
+import { hasZodFastifySchemaValidationErrors } from 'fastify-type-provider-zod';
+import { z } from 'zod';
+import { ERRORS, type ErrorCode, Failure, type InputFault } from '../domain/errors.ts';
+import { newRequestId } from './request-id.ts';
+
+/** `application/problem+json` (RFC 9457) with Claviger's extensions (contract §3). */
+export const problemSchema = z
+  .object({
+    type: z.string().describe('`urn:claviger:error:<code>`'),
+    title: z.string(),
+    status: z.int(),
+    detail: z.string().describe('What went wrong this time, for a developer to read.'),
+    instance: z.string().describe('`urn:claviger:request:<request id>`'),
+    success: z.literal(false),
+    code: z.string().describe('The one member to branch on.'),
+    request_id: z.string(),
+    errors: z
+      .array(z.object({ path: z.string(), message: z.string() }))
+      .optional()
+      .describe('Each fault of the input, by its path in the request.'),
+  })
+  .meta({ id: 'Problem' });
+
+type Problem = z.infer<typeof problemSchema>;
+
+export const PROBLEM_TYPE = 'application/problem+json';
+const REALM = 'Bearer realm="claviger"';
+const DEFAULT_RETRY_AFTER_SECONDS = 1;
+/** Member names longer than this or of other characters are not repeated: a token sent as a name would be. */
+const SPEAKABLE_NAME = /^[A-Za-z0-9_.-]{1,40}$/;
+
+/** Answers with a problem. It is sent as finished text, so that no schema of the route can get in its way. */
+export function sendProblem(request: FastifyRequest, reply: FastifyReply, failure: Failure): FastifyReply {
+  const problem = problemOf(failure.code, failure.message, request.id, failure.options.errors);
+  if (problem.status === 401 && !reply.hasHeader('www-authenticate')) reply.header('www-authenticate', REALM);
+  const { missingPermission } = failure.options;
+  if (missingPermission !== undefined) {
+    reply.header('www-authenticate', `${REALM}, error="insufficient_scope", scope="${missingPermission}"`);
+  }
+  if (problem.status === 429 || problem.status === 503) {
+    reply.header('retry-after', failure.options.retryAfterSeconds ?? DEFAULT_RETRY_AFTER_SECONDS);
+  }
+  return reply.code(problem.status).type(PROBLEM_TYPE).send(JSON.stringify(problem));
+}
+
+/** 401 for a credential that was sent but is not valid (RFC 6750 §3.1). */
+export function sendInvalidCredential(request: FastifyRequest, reply: FastifyReply): FastifyReply {
+  reply.header('www-authenticate', `${REALM}, error="invalid_token"`);
+  return sendProblem(
+    request,
+    reply,
+    new Failure('unauthorized', 'The credential is not a valid service key.'),
+  );
+}
+
+/** Fastify's error handler: whatever was thrown becomes a problem of the closed list. */
+export function handleError(error: FastifyError, request: FastifyRequest, reply: FastifyReply): FastifyReply {
+  const failure = failureOf(error);
+  // A cause means that something of ours or below us failed; a caller's mistakes are no news to the log.
+  const fault = failure.options.cause;
+  if (fault !== undefined)
+    request.log.error({ err: fault, code: failure.code }, 'the request could not be answered');
+  return sendProblem(request, reply, failure);
+}
+
+function failureOf(error: FastifyError | Failure): Failure {
+  if (error instanceof Failure) return error;
+  if (hasZodFastifySchemaValidationErrors(error)) return validationFailure(error);
+  switch (error.code) {
+    case 'FST_ERR_CTP_BODY_TOO_LARGE':
+      return new Failure('payload_too_large', 'The body is larger than 64 KiB.');
+    case 'FST_ERR_CTP_INVALID_MEDIA_TYPE':
+      return new Failure(
+        'unsupported_media_type',
+        'Send the body as application/json with a matching Content-Type.',
+      );
+    case 'FST_ERR_BAD_URL':
+      return new Failure('invalid_request', 'The path holds a malformed percent-encoding.');
+  }
+  if (error.statusCode !== undefined && error.statusCode >= 400 && error.statusCode < 500) {
+    return new Failure('invalid_request', 'The request is malformed.');
+  }
+  // The closed list has no code for a fault of ours; to the caller it is one that a repeat may cure.
+  return new Failure('unavailable', 'The request could not be answered because of a fault of the service.', {
+    cause: error,
+  });
+}
+
+function problemOf(
+  code: ErrorCode,
+  detail: string,
+  requestId: string,
+  errors?: readonly InputFault[],
+): Problem {
+  const { status, title } = ERRORS[code];
+  return {
+    type: `urn:claviger:error:${code}`,
+    title,
+    status,
+    detail,
+    instance: `urn:claviger:request:${requestId}`,
+    success: false,
+    code,
+    request_id: requestId,
+    ...(errors === undefined ? {} : { errors: [...errors] }),
+  };
+}
+
+function validationFailure(error: {
+  validation: { instancePath: string; message?: string; params: object }[];
+}): Failure {
+  const faults = error.validation.flatMap(({ instancePath, message, params }): InputFault[] => {
+    const path = instancePath.split('/').slice(1);
+    const unknown: unknown = Reflect.get(params, 'keys');
+    if (Array.isArray(unknown)) {
+      return unknown.map((name) => ({
+        path: pathOf([...path, String(name)]),
+        message: 'is not a member of this request',
+      }));
+    }
+    return [{ path: pathOf(path), message: message ?? 'is not valid' }];
+  });
+  return new Failure('invalid_request', 'The request breaks a rule of this endpoint; see `errors`.', {
+    errors: faults,
+  });
+}
+
+function pathOf(names: readonly string[]): string {
+  return names
+    .filter((name) => name !== '')
+    .map((name) => (SPEAKABLE_NAME.test(name) ? name : '(unnamed)'))
+    .join('.');
+}
+
+/** Answers on a socket whose bytes were no HTTP request that could be handled (Node's `clientError`). */
+export function answerClientError(socket: Socket): void {
+  if (!socket.writable || socket.destroyed) {
+    socket.destroy();
+    return;
+  }
+  const requestId = newRequestId();
+  const body = JSON.stringify(
+    problemOf('invalid_request', 'This is not a well-formed HTTP request.', requestId),
+  );
+  const { status } = ERRORS.invalid_request;
+  socket.end(
+    `HTTP/1.1 ${status} ${STATUS_CODES[status]}\r\nContent-Type: ${PROBLEM_TYPE}\r\nContent-Length: ${Buffer.byteLength(body)}\r\n` +
+      `X-Request-Id: ${requestId}\r\nCache-Control: no-store\r\nConnection: close\r\n\r\n${body}`,
+  );
+}

@@ -1,0 +1,58 @@
+import type { ZodTypeProvider } from 'fastify-type-provider-zod';
+import { z } from 'zod';
+import type { KeyLifecycle } from '../lifecycle/keys.ts';
+import { type Callers, callerOf } from './callers.ts';
+import { originOf } from './keys.ts';
+import * as schemas from './schemas.ts';
+
+const bulkBody = z
+  .strictObject({
+    reason: schemas.reason.nullable(),
+    environment: schemas.environment,
+    created_by: schemas.createdBy,
+  })
+  .partial()
+  .nullish();
+
+/** `/v1/workspaces/{id}` (contract §4). */
+export function registerWorkspaceRoutes({
+  callers,
+  lifecycle,
+}: {
+  callers: Callers;
+  lifecycle: KeyLifecycle;
+}): void {
+  callers.scope('keys:write', 'management', (plain) => {
+    plain.withTypeProvider<ZodTypeProvider>().post(
+      '/v1/workspaces/:id/revoke-keys',
+      {
+        schema: {
+          tags: ['Workspaces'],
+          operationId: 'revokeWorkspaceKeys',
+          summary: "Revoke a workspace's keys",
+          description:
+            'All of them, or those of one environment or creator. Keys revoked before keep their time and reason.',
+          params: z.object({ id: schemas.workspaceId }),
+          body: bulkBody,
+          response: {
+            200: schemas.success(z.object({ revoked: z.int().describe('How many keys this call revoked.') })),
+            ...schemas.problems({
+              ...schemas.CALLER_PROBLEMS,
+              ...schemas.BODY_PROBLEMS,
+              404: 'There is no such workspace that this caller may see (`not_found`).',
+            }),
+          },
+        },
+      },
+      async (request) => {
+        const { environment, created_by, reason } = request.body ?? {};
+        const revoked = await lifecycle.revokeAll(callerOf(request), originOf(request), request.params.id, {
+          environment,
+          createdBy: created_by,
+          reason: reason ?? null,
+        });
+        return { success: true as const, data: { revoked } };
+      },
+    );
+  });
+}

@@ -1,0 +1,460 @@
+import { type Caller, excessOver, reaches } from '../domain/caller.ts';
+import { Failure, type InputFault, invalidInput } from '../domain/errors.ts';
+import { type JsonObject, type Key, statusOf } from '../domain/key.ts';
+import { type KeyId, newKeyId } from '../domain/key-id.ts';
+import {
+  applyPatch,
+  completeRestrictions,
+  type KeyPatch,
+  type KeySettings,
+  metadataFault,
+} from '../domain/key-patch.ts';
+import type { RateLimit } from '../domain/rate-limit.ts';
+import {
+  addressesWithin,
+  type Restrictions,
+  type RestrictionsInput,
+  restrictionFaults,
+} from '../domain/restriction.ts';
+import { isPermission, PERMISSIONS } from '../domain/scope.ts';
+import { HINT_LENGTH, type TokenMint } from '../domain/token.ts';
+import { SERVICE_ENVIRONMENT, SYSTEM_WORKSPACE } from '../domain/workspace.ts';
+import { type Actor, appendAuditEvent, OPERATOR } from '../storage/audit.ts';
+import type { Database, Executor } from '../storage/database.ts';
+import {
+  countAdmins,
+  findKey,
+  hasServiceKeys,
+  insertKey,
+  lockKey,
+  lockWorkspace,
+  readDatabaseTime,
+  revokeKey,
+  revokeWorkspaceKeys,
+  updateKey,
+} from '../storage/keys.ts';
+import type { SecretHasher } from '../verification/secret-hasher.ts';
+
+/** What a caller says of a new key; what it leaves out is `undefined`. */
+export interface NewKey {
+  readonly workspaceId: string;
+  readonly environment: string | undefined;
+  readonly name: string;
+  readonly scopes: readonly string[];
+  readonly expiresAt: number | null;
+  readonly restrictions: RestrictionsInput | null;
+  /** `undefined`: the environment's default; `null`: none. */
+  readonly rateLimit: RateLimit | null | undefined;
+  readonly metadata: JsonObject | null;
+  readonly createdBy: string | null;
+}
+
+/** A key with its token, which is shown this once and then gone. */
+export interface CreatedKey {
+  readonly key: Key;
+  readonly token: string;
+}
+
+/** Where and in which request the caller acts. */
+export interface Origin {
+  readonly address: string;
+  readonly requestId: string;
+}
+
+/** The one door for changes of keys. Each is authorized, written with its audit event in one transaction, and checked under a lock. */
+export interface KeyLifecycle {
+  create(caller: Caller, origin: Origin, newKey: NewKey): Promise<CreatedKey>;
+  /** Merges a patch into an active key. */
+  update(caller: Caller, origin: Origin, id: KeyId, patch: KeyPatch): Promise<Key>;
+  /** Idempotent: the first revocation's time and reason stay. */
+  revoke(caller: Caller, origin: Origin, id: KeyId, reason: string | null): Promise<Key>;
+  /** Revokes a workspace's keys, by environment and creator where these are given; answers how many. */
+  revokeAll(
+    caller: Caller,
+    origin: Origin,
+    workspaceId: string,
+    filters: { environment: string | undefined; createdBy: string | undefined; reason: string | null },
+  ): Promise<number>;
+  /** Makes an admin key for the operator at the command line. */
+  createAdmin(name: string): Promise<CreatedKey>;
+  /**
+   * Makes the first admin key, unless this database ever had a service key. `deliver` gets it before the commit:
+   * where it cannot be delivered, there is none.
+   */
+  createFirstAdmin(deliver: (created: CreatedKey) => Promise<void>): Promise<boolean>;
+  /** Whether this database ever had a service key. */
+  hasServiceKey(): Promise<boolean>;
+}
+
+export interface KeyLifecycleOptions {
+  readonly database: Database;
+  readonly hasher: SecretHasher;
+  readonly mint: TokenMint;
+  /** The row of the secret that mints (storage/key-secrets.ts). */
+  readonly secretId: number;
+  readonly prefix: string;
+  /** The environments that keys may be made in, each with the limit of a key that is given none. */
+  readonly environments: ReadonlyMap<string, RateLimit | null>;
+}
+
+const DEFAULT_ENVIRONMENT = 'live';
+const MAX_NAME_LENGTH = 120;
+
+export function createKeyLifecycle(options: KeyLifecycleOptions): KeyLifecycle {
+  const { database, hasher, mint, secretId, prefix, environments } = options;
+
+  /** Mints and hashes outside any transaction, since that takes a core for a while. */
+  async function make(
+    nowMs: number,
+    settings: KeySettings & Pick<Key, 'workspaceId' | 'environment' | 'createdBy'>,
+  ) {
+    const id = newKeyId(nowMs);
+    const token = mint.mint({ prefix, environment: settings.environment, id });
+    const key: Key = {
+      ...settings,
+      id,
+      prefix: `${prefix}_${settings.environment}_`,
+      lastCharacters: token.slice(-HINT_LENGTH),
+      createdAt: Math.floor(nowMs),
+      revokedAt: null,
+      revokedReason: null,
+    };
+    return { key, token, hash: await hasher.hash(token), secretId };
+  }
+
+  async function insert(
+    executor: Executor,
+    actor: Actor,
+    made: Awaited<ReturnType<typeof make>>,
+  ): Promise<CreatedKey> {
+    const { key, token } = made;
+    await insertKey(executor, made);
+    await appendAuditEvent(
+      executor,
+      {
+        action: 'key.created',
+        actor,
+        workspaceId: key.workspaceId,
+        keyId: key.id,
+        before: null,
+        after: shown(key),
+      },
+      key.createdAt,
+    );
+    return { key, token };
+  }
+
+  const adminSettings = (name: string) => ({
+    workspaceId: SYSTEM_WORKSPACE,
+    environment: SERVICE_ENVIRONMENT,
+    name,
+    scopes: ['admin'],
+    restrictions: null,
+    rateLimit: null,
+    metadata: null,
+    createdBy: null,
+    expiresAt: null,
+  });
+
+  function settle(caller: Caller, newKey: NewKey) {
+    const environment =
+      newKey.environment ??
+      (newKey.workspaceId === SYSTEM_WORKSPACE ? SERVICE_ENVIRONMENT : DEFAULT_ENVIRONMENT);
+    const settings = {
+      workspaceId: newKey.workspaceId,
+      environment,
+      name: newKey.name,
+      scopes: [...new Set(newKey.scopes)],
+      expiresAt: newKey.expiresAt,
+      restrictions: completeRestrictions(newKey.restrictions),
+      rateLimit: newKey.rateLimit === undefined ? (environments.get(environment) ?? null) : newKey.rateLimit,
+      metadata: newKey.metadata,
+      createdBy: newKey.createdBy,
+    };
+    const faults = [
+      ...environmentFaults(settings, environments),
+      ...settingFaults(settings, newKey, caller.now),
+    ];
+    if (faults.length > 0) throw invalidInput(...faults);
+    refuseExcess(caller, settings);
+    return settings;
+  }
+
+  return {
+    async create(caller, origin, newKey) {
+      if (!reaches(caller, newKey.workspaceId)) throw foreignWorkspace(newKey.workspaceId);
+      const made = await make(caller.now, settle(caller, newKey));
+      return database.transaction(async (executor) => {
+        await lockWorkspace(executor, made.key.workspaceId);
+        return insert(executor, actorOf(caller, origin), made);
+      });
+    },
+
+    update: (caller, origin, id, patch) =>
+      database.transaction(async (executor) => {
+        const before = await lockVisible(executor, caller, id);
+        if (statusOf(before, caller.now) !== 'active') {
+          throw new Failure(
+            'key_not_active',
+            `The key is ${statusOf(before, caller.now)}; only active keys can be changed.`,
+          );
+        }
+        const after = { ...before, ...applyPatch(before, patch) };
+        const faults = settingFaults(after, patch, caller.now);
+        if (faults.length > 0) throw invalidInput(...faults);
+        refuseExcess(caller, after);
+        await keepAnAdmin(executor, before, after, caller.now);
+        const changes = changedMembers(shown(before), shown(after));
+        if (changes === undefined) return before;
+        await updateKey(executor, after);
+        await appendAuditEvent(
+          executor,
+          {
+            action: 'key.updated',
+            actor: actorOf(caller, origin),
+            workspaceId: after.workspaceId,
+            keyId: id,
+            ...changes,
+          },
+          caller.now,
+        );
+        return after;
+      }),
+
+    revoke: (caller, origin, id, reason) =>
+      database.transaction(async (executor) => {
+        const before = await lockVisible(executor, caller, id);
+        if (before.revokedAt !== null) return before;
+        await keepAnAdmin(executor, before, undefined, caller.now);
+        const revokedAt = Math.floor(await readDatabaseTime(executor));
+        await revokeKey(executor, id, { at: revokedAt, reason });
+        await appendAuditEvent(
+          executor,
+          {
+            action: 'key.revoked',
+            actor: actorOf(caller, origin),
+            workspaceId: before.workspaceId,
+            keyId: id,
+            before: { revoked_at: null },
+            after: { revoked_at: isoTime(revokedAt), revoked_reason: reason },
+          },
+          revokedAt,
+        );
+        return { ...before, revokedAt, revokedReason: reason };
+      }),
+
+    async revokeAll(caller, origin, workspaceId, { environment, createdBy, reason }) {
+      if (workspaceId === SYSTEM_WORKSPACE) {
+        throw new Failure('forbidden', 'The keys of the workspace "system" cannot be revoked in bulk.');
+      }
+      if (!reaches(caller, workspaceId)) throw new Failure('not_found', 'There is no such workspace.');
+      return database.transaction(async (executor) => {
+        await lockWorkspace(executor, workspaceId);
+        const at = Math.floor(await readDatabaseTime(executor));
+        const revoked = await revokeWorkspaceKeys(
+          executor,
+          { workspaceId, environment, createdBy },
+          { at, reason },
+        );
+        await appendAuditEvent(
+          executor,
+          {
+            action: 'workspace.keys_revoked',
+            actor: actorOf(caller, origin),
+            workspaceId,
+            keyId: null,
+            before: null,
+            after: { revoked, reason, environment: environment ?? null, created_by: createdBy ?? null },
+          },
+          at,
+        );
+        return revoked;
+      });
+    },
+
+    async createAdmin(name) {
+      refuseBadName(name);
+      const made = await make(await database.read(readDatabaseTime), adminSettings(name));
+      return database.transaction((executor) => insert(executor, OPERATOR, made));
+    },
+
+    async createFirstAdmin(deliver) {
+      // Looked at without the lock first: it is so at every start but the first.
+      if (await database.read(hasServiceKeys)) return false;
+      const made = await make(await database.read(readDatabaseTime), adminSettings('First admin key'));
+      return database.transaction(async (executor) => {
+        await lockWorkspace(executor, SYSTEM_WORKSPACE);
+        if (await hasServiceKeys(executor)) return false;
+        await deliver(await insert(executor, OPERATOR, made));
+        return true;
+      });
+    },
+
+    hasServiceKey: () => database.read(hasServiceKeys),
+  };
+}
+
+/** Finds and locks a key that the caller may see; for a service key the workspace `system` first, so that admins are counted one change at a time. */
+async function lockVisible(executor: Executor, caller: Caller, id: KeyId): Promise<Key> {
+  const found = await findKey(executor, id);
+  if (found?.workspaceId === SYSTEM_WORKSPACE) await lockWorkspace(executor, SYSTEM_WORKSPACE);
+  const key = found && (await lockKey(executor, id));
+  if (key === undefined || !reaches(caller, key.workspaceId)) throw noSuchKey();
+  return key;
+}
+
+export function noSuchKey(): Failure {
+  return new Failure('not_found', 'There is no such key.');
+}
+
+/** A `workspace_id` in the request that the caller may not use. */
+export function foreignWorkspace(workspaceId: string): Failure {
+  return workspaceId === SYSTEM_WORKSPACE
+    ? new Failure(
+        'forbidden',
+        'Only an admin key that is not bound to workspaces may use the workspace "system".',
+        {
+          missingPermission: 'admin',
+        },
+      )
+    : new Failure('forbidden', 'This service key is bound to other workspaces than the one named.');
+}
+
+function environmentFaults(
+  { workspaceId, environment }: Pick<Key, 'workspaceId' | 'environment'>,
+  environments: ReadonlyMap<string, unknown>,
+): InputFault[] {
+  const allowed = workspaceId === SYSTEM_WORKSPACE ? [SERVICE_ENVIRONMENT] : [...environments.keys()];
+  return allowed.includes(environment)
+    ? []
+    : [{ path: 'environment', message: `must be one of: ${allowed.join(', ')}` }];
+}
+
+/**
+ * What is wrong with a key's settings. `given` is what the request said: a rule that time or a past release
+ * made stricter does not stand in the way of changing something else.
+ */
+function settingFaults(
+  key: KeySettings & Pick<Key, 'workspaceId'>,
+  given: Pick<KeyPatch, 'restrictions' | 'expiresAt'>,
+  nowMs: number,
+): InputFault[] {
+  const service = key.workspaceId === SYSTEM_WORKSPACE;
+  const faults: InputFault[] = restrictionFaults(given.restrictions ?? {}).map(({ path, message }) => ({
+    path: ['restrictions', ...path].join('.'),
+    message,
+  }));
+  const foreign = service
+    ? (['allowed_referrers', 'allowed_endpoints'] as const)
+    : (['allowed_workspaces'] as const);
+  for (const member of foreign) {
+    if (key.restrictions?.[member] == null) continue;
+    faults.push({
+      path: `restrictions.${member}`,
+      message: `is not for ${service ? 'service keys' : 'keys outside the workspace "system"'}`,
+    });
+  }
+  if (key.restrictions?.allowed_workspaces?.includes(SYSTEM_WORKSPACE)) {
+    faults.push({
+      path: 'restrictions.allowed_workspaces',
+      message: `must not name "${SYSTEM_WORKSPACE}": that takes an admin key bound to no workspace`,
+    });
+  }
+  key.scopes.forEach((scope, index) => {
+    if (!service || isPermission(scope)) return;
+    faults.push({
+      path: `scopes.${index}`,
+      message: `a service key takes permissions: ${PERMISSIONS.join(', ')}`,
+    });
+  });
+  if (given.expiresAt != null && given.expiresAt <= nowMs) {
+    faults.push({ path: 'expires_at', message: 'must be in the future' });
+  }
+  const metadata = metadataFault(key.metadata);
+  return metadata === undefined ? faults : [...faults, metadata];
+}
+
+function refuseExcess(caller: Caller, key: KeySettings & Pick<Key, 'workspaceId'>): void {
+  const excess = key.workspaceId === SYSTEM_WORKSPACE ? excessOver(caller, key) : undefined;
+  if (excess !== undefined) throw new Failure('forbidden', excess);
+}
+
+/** Refuses what would leave nobody to administer Claviger. `after` is `undefined` for a revocation. */
+async function keepAnAdmin(
+  executor: Executor,
+  before: Key,
+  after: Key | undefined,
+  nowMs: number,
+): Promise<void> {
+  if (!isAdmin(before) || statusOf(before, nowMs) !== 'active') return;
+  if (after !== undefined && isAdmin(after) && !isNarrower(after, before)) return;
+  if ((await countAdmins(executor, { except: before.id, nowMs })) > 0) return;
+  throw new Failure('last_admin', 'This is the last active admin key. Make another one first.');
+}
+
+function isAdmin(key: Key): boolean {
+  return (
+    key.workspaceId === SYSTEM_WORKSPACE &&
+    key.scopes.includes('admin') &&
+    !key.restrictions?.allowed_workspaces
+  );
+}
+
+function isNarrower(after: Key, before: Key): boolean {
+  const endsEarlier =
+    after.expiresAt !== null && (before.expiresAt === null || after.expiresAt < before.expiresAt);
+  const fewerAddresses = !addressesWithin(
+    before.restrictions?.allowed_ips ?? null,
+    after.restrictions?.allowed_ips ?? null,
+  );
+  return endsEarlier || fewerAddresses;
+}
+
+function actorOf(caller: Caller, origin: Origin): Actor {
+  return { keyId: caller.keyId, address: origin.address, requestId: origin.requestId };
+}
+
+function refuseBadName(name: string): void {
+  if (name.length >= 1 && name.length <= MAX_NAME_LENGTH && name.isWellFormed() && !name.includes('\0'))
+    return;
+  throw new Failure('invalid_request', `The name of a key has 1 to ${MAX_NAME_LENGTH} characters.`);
+}
+
+/** A key as an audit event shows it. */
+function shown(key: Key): JsonObject {
+  return {
+    name: key.name,
+    environment: key.environment,
+    scopes: [...key.scopes],
+    restrictions:
+      key.restrictions === null
+        ? null
+        : { ...key.restrictions, allowed_endpoints: endpointsOf(key.restrictions) },
+    rate_limit: key.rateLimit === null ? null : { ...key.rateLimit },
+    metadata: key.metadata,
+    created_by: key.createdBy,
+    expires_at: key.expiresAt === null ? null : isoTime(key.expiresAt),
+  };
+}
+
+function endpointsOf({ allowed_endpoints: endpoints }: Restrictions): JsonObject[] | null {
+  if (endpoints === null) return null;
+  return endpoints.map(({ methods, path }) => ({ methods: methods == null ? null : [...methods], path }));
+}
+
+function changedMembers(
+  before: JsonObject,
+  after: JsonObject,
+): { before: JsonObject; after: JsonObject } | undefined {
+  const changed = Object.keys(after).filter(
+    (member) => JSON.stringify(before[member]) !== JSON.stringify(after[member]),
+  );
+  if (changed.length === 0) return undefined;
+  const pick = (values: JsonObject): JsonObject =>
+    Object.fromEntries(changed.map((member) => [member, values[member] ?? null]));
+  return { before: pick(before), after: pick(after) };
+}
+
+function isoTime(timeMs: number): string {
+  return new Date(timeMs).toISOString();
+}

@@ -1,0 +1,351 @@
+import { randomBytes } from 'node:crypto';
+import { readFileSync } from 'node:fs';
+import { open, rename, rm } from 'node:fs/promises';
+import net, { type AddressInfo } from 'node:net';
+import { setTimeout as sleep } from 'node:timers/promises';
+import closeWithGrace from 'close-with-grace';
+import type { FastifyInstance } from 'fastify';
+import pino from 'pino';
+import { z } from 'zod';
+import { type AppDependencies, buildApp } from './app.ts';
+import type { Config } from './config.ts';
+import { Failure } from './domain/errors.ts';
+import { type KeyPurpose, keySecret } from './domain/key-secret.ts';
+import { createTokenMint } from './domain/token.ts';
+import { openEmbeddedPostgres } from './embedded-postgres.ts';
+import { createCursorCodec } from './http/cursor.ts';
+import { createKeyLifecycle, type KeyLifecycle } from './lifecycle/keys.ts';
+import { createDatabase, type Database } from './storage/database.ts';
+import { countUncoveredSecrets, storeSecret } from './storage/key-secrets.ts';
+import { readDatabaseTime } from './storage/keys.ts';
+import { migrateDatabase } from './storage/migrations.ts';
+import { createSecretHasher } from './verification/secret-hasher.ts';
+import { createVerifier, type Verifier } from './verification/verifier.ts';
+
+/** How many argon2 computations may wait for a slot (contract §3: at least 256). */
+const HASH_QUEUE_LENGTH = 256;
+/** How long a draining instance still takes connections, so that a load balancer sees `/readyz` turn first. */
+const DRAIN_NOTICE_MS = 1_000;
+/** How long an idle connection may then stay open for the client's next request, which is told to be its last. */
+const DRAIN_IDLE_MS = 1_000;
+/** SIGTERM to exit, at most (contract §9: 10 s). */
+const DRAIN_LIMIT_MS = 9_000;
+
+/** The service cannot start; `message` is what the operator has to know, without a stack. */
+export class StartError extends Error {
+  override readonly name = 'StartError';
+}
+
+/** All that stands between the configuration and the HTTP service. */
+export interface Core {
+  readonly database: Database;
+  readonly verifier: Verifier;
+  readonly lifecycle: KeyLifecycle;
+  /** Keys of one purpose, derived from each secret, newest first. */
+  deriveKeys(purpose: KeyPurpose): readonly [Buffer, ...Buffer[]];
+  /** Where the embedded database keeps its files, if that is not the folder asked for. */
+  readonly movedTo: string | undefined;
+  close(): Promise<void>;
+}
+
+export function readVersion(): string {
+  const manifest: unknown = JSON.parse(readFileSync(new URL('../package.json', import.meta.url), 'utf8'));
+  return z.object({ version: z.string() }).parse(manifest).version;
+}
+
+/**
+ * Opens and migrates the database, and puts together what works on it.
+ * @param role `visitor` for a command that runs beside a service: it uses that service's embedded database.
+ */
+export async function openCore(
+  config: Config,
+  role: 'service' | 'visitor',
+  logger: pino.Logger,
+): Promise<Core> {
+  const embedded =
+    config.DATABASE_URL === undefined
+      ? await openEmbeddedPostgres({ dataDir: config.DATA_DIR, role })
+      : undefined;
+  try {
+    return await assemble(config, embedded, logger);
+  } catch (error) {
+    await embedded?.stop();
+    throw error;
+  }
+}
+
+async function assemble(
+  config: Config,
+  embedded: Awaited<ReturnType<typeof openEmbeddedPostgres>> | undefined,
+  logger: pino.Logger,
+): Promise<Core> {
+  const url = config.DATABASE_URL ?? embedded?.url;
+  const [newest, ...older] = config.KEY_SECRET ?? [embedded?.keySecret];
+  if (url === undefined || newest === undefined)
+    throw new StartError('There is neither DATABASE_URL nor an embedded database.');
+  await migrateDatabase(url);
+
+  const database = createDatabase({
+    url,
+    poolSize: config.DATABASE_POOL_SIZE,
+    applicationName: 'claviger',
+    onConnectionLost: (fault) => logger.warn({ err: fault }, 'an idle database connection was lost'),
+  });
+  const close = async () => {
+    await database.close();
+    await embedded?.stop();
+  };
+  try {
+    const secrets = [keySecret(newest), ...older.map((secret) => keySecret(secret ?? ''))] as const;
+    const deriveKeys = (purpose: KeyPurpose): readonly [Buffer, ...Buffer[]] => {
+      const [first, ...others] = secrets;
+      return [first.derive(purpose), ...others.map((secret) => secret.derive(purpose))];
+    };
+    await refuseUncoveredSecrets(
+      database,
+      secrets.map((secret) => secret.fingerprint),
+    );
+    const mint = createTokenMint(deriveKeys('mint'), randomBytes);
+    const hasher = createSecretHasher({
+      parameters: {
+        memoryKib: config.ARGON2_MEMORY_KIB,
+        timeCost: config.ARGON2_TIME_COST,
+        parallelism: config.ARGON2_PARALLELISM,
+      },
+      slots: config.argon2Slots,
+      queueLength: HASH_QUEUE_LENGTH,
+    });
+    const lifecycle = createKeyLifecycle({
+      database,
+      hasher,
+      mint,
+      secretId: await database.read((executor) => storeSecret(executor, secrets[0].fingerprint)),
+      prefix: config.KEY_PREFIX,
+      environments: config.environmentLimits,
+    });
+    const verifier = createVerifier({ database, mint, hasher });
+    return {
+      database,
+      verifier,
+      lifecycle,
+      deriveKeys,
+      movedTo: embedded?.moved === true ? embedded.folder : undefined,
+      close,
+    };
+  } catch (error) {
+    await database.close();
+    throw error;
+  }
+}
+
+async function refuseUncoveredSecrets(database: Database, fingerprints: readonly Buffer[]): Promise<void> {
+  const uncovered = await database.read((executor) => countUncoveredSecrets(executor, fingerprints));
+  if (uncovered === 0) return;
+  throw new StartError(
+    `KEY_SECRET does not cover ${uncovered} of the secrets that unrevoked keys were made with. ` +
+      'Add the former secret behind the new one: KEY_SECRET=new,former',
+  );
+}
+
+/** Logs are JSON lines on standard error; standard output is for what a person reads, a key among it. */
+export function createLogger(level: string): pino.Logger {
+  return pino({ level }, pino.destination({ fd: 2, sync: true }));
+}
+
+/** How far the end has come: `/readyz` says no, then answers close their connections. */
+export interface Phase {
+  draining: boolean;
+  closing: boolean;
+}
+
+/** What the HTTP service needs, from what was opened for it. */
+export function appDependencies(
+  core: Core,
+  config: Config,
+  logger: pino.Logger,
+  phase: Phase,
+): AppDependencies {
+  return {
+    logger,
+    database: core.database,
+    verifier: core.verifier,
+    lifecycle: core.lifecycle,
+    cursors: createCursorCodec(core.deriveKeys('cursor')),
+    readiness: {
+      async check() {
+        if (phase.draining) throw new Failure('unavailable', 'This instance is shutting down.');
+        await core.database.read(readDatabaseTime);
+      },
+    },
+    limits: {
+      callerPerMinute: config.CALLER_RATE_LIMIT,
+      introspectPerMinute: config.INTROSPECT_RATE_LIMIT,
+      failedPerMinute: config.FAILED_AUTH_RATE_LIMIT,
+    },
+    rotationDueDays: config.ROTATION_DUE_DAYS,
+    trustedProxies: config.TRUSTED_PROXY_CIDRS,
+    version: readVersion(),
+    isClosing: () => phase.closing,
+  };
+}
+
+/** Runs the service until a signal ends it. */
+export async function serve(config: Config): Promise<void> {
+  const logger = createLogger(config.LOG_LEVEL);
+  const core = await openCore(config, 'service', logger);
+  const phase: Phase = { draining: false, closing: false };
+  let app: FastifyInstance | undefined;
+  try {
+    const firstAdmin = await makeFirstAdmin(core.lifecycle, config);
+    app = await buildApp(appDependencies(core, config, logger, phase));
+    await listen(app, config);
+    if (core.movedTo !== undefined) say(`The embedded PostgreSQL keeps its data in ${core.movedTo}`);
+    welcome(addressOf(app, config.HOST), firstAdmin, config);
+  } catch (error) {
+    await app?.close();
+    await core.close();
+    throw error;
+  }
+
+  const running = app;
+  closeWithGrace({ delay: DRAIN_LIMIT_MS, logger: false }, async ({ signal, err }) => {
+    if (err !== undefined) logger.fatal({ err }, 'stopping after a fault');
+    else logger.info({ signal }, 'draining');
+    await drain(running, phase);
+    await core.close();
+    logger.info('stopped');
+  });
+}
+
+/**
+ * Lets every request that reaches this instance have its answer. First `/readyz` alone says that the end is near;
+ * then nothing new is accepted, and each answer asks its client to close; last, idle connections are closed.
+ */
+async function drain(app: FastifyInstance, phase: Phase): Promise<void> {
+  phase.draining = true;
+  await connectionsEnd(app, DRAIN_NOTICE_MS);
+  // http.Server's own close would end idle connections at once, also one whose next request is on its way.
+  phase.closing = true;
+  net.Server.prototype.close.call(app.server);
+  await connectionsEnd(app, DRAIN_IDLE_MS);
+  await app.close();
+}
+
+async function connectionsEnd(app: FastifyInstance, limitMs: number): Promise<void> {
+  const deadline = performance.now() + limitMs;
+  while (performance.now() < deadline && (await countConnections(app)) > 0) await sleep(20);
+}
+
+function countConnections(app: FastifyInstance): Promise<number> {
+  return new Promise((resolve) =>
+    app.server.getConnections((error, count) => resolve(error === null ? count : 0)),
+  );
+}
+
+async function listen(app: FastifyInstance, { HOST, PORT }: Config): Promise<void> {
+  try {
+    await app.listen({ host: HOST, port: PORT });
+  } catch (error) {
+    const code = error instanceof Error && 'code' in error ? error.code : undefined;
+    if (code === 'EADDRINUSE')
+      throw new StartError(
+        `Port ${PORT} on ${HOST} is taken. Set PORT to another one, such as PORT=${PORT + 1}.`,
+      );
+    if (code === 'EACCES')
+      throw new StartError(
+        `Port ${PORT} on ${HOST} may not be used by this user. Set PORT to one above 1023.`,
+      );
+    if (code === 'EADDRNOTAVAIL' || code === 'ENOTFOUND')
+      throw new StartError(`HOST ${HOST} is no address of this machine.`);
+    throw error;
+  }
+}
+
+/** Brings the database to this release, and ends. */
+export async function migrate(config: Config): Promise<void> {
+  const core = await openCore(config, 'visitor', createLogger(config.LOG_LEVEL));
+  await core.close();
+}
+
+/** Makes an admin service key and answers its token. */
+export async function createAdminKey(config: Config, name: string): Promise<string> {
+  const core = await openCore(config, 'visitor', createLogger(config.LOG_LEVEL));
+  try {
+    const { token } = await core.lifecycle.createAdmin(name);
+    return token;
+  } finally {
+    await core.close();
+  }
+}
+
+/** The token of the first admin key, where one was made and is to be shown. */
+async function makeFirstAdmin(
+  lifecycle: KeyLifecycle,
+  config: Config,
+): Promise<'present' | 'written' | 'absent' | { token: string }> {
+  const { ADMIN_KEY_FILE: file } = config;
+  if (file !== undefined) {
+    const made = await lifecycle.createFirstAdmin(({ token }) => writeSecretFile(file, `${token}\n`));
+    return made ? 'written' : 'present';
+  }
+  if (config.DATABASE_URL !== undefined) return (await lifecycle.hasServiceKey()) ? 'present' : 'absent';
+  let shown = '';
+  const made = await lifecycle.createFirstAdmin(async ({ token }) => {
+    shown = token;
+  });
+  return made ? { token: shown } : 'present';
+}
+
+/** Whole or not at all, and for its owner's eyes from the first byte on. */
+async function writeSecretFile(path: string, content: string): Promise<void> {
+  const temporary = `${path}.${process.pid}.tmp`;
+  try {
+    const file = await open(temporary, 'wx', 0o600);
+    try {
+      await file.writeFile(content);
+      await file.sync();
+    } finally {
+      await file.close();
+    }
+    await rename(temporary, path);
+  } catch (error) {
+    await rm(temporary, { force: true });
+    const code = error instanceof Error && 'code' in error ? ` (${error.code})` : '';
+    throw new StartError(
+      `ADMIN_KEY_FILE cannot be written${code}. Name a file in a folder that this user can write to.`,
+    );
+  }
+}
+
+function addressOf(app: FastifyInstance, host: string): string {
+  const bound = app.server.address() as AddressInfo;
+  const shown = host === '0.0.0.0' || host === '::' ? '127.0.0.1' : host;
+  return `http://${net.isIPv6(shown) ? `[${shown}]` : shown}:${bound.port}`;
+}
+
+function welcome(address: string, admin: Awaited<ReturnType<typeof makeFirstAdmin>>, config: Config): void {
+  say(`Claviger listens on ${address} - its documentation: ${address}/docs`);
+  if (admin === 'written') say(`The first admin key is in ${config.ADMIN_KEY_FILE}`);
+  if (admin === 'absent')
+    say('There is no service key yet. Make one with: claviger create-admin-key --name me');
+  if (typeof admin === 'string') return;
+  say(`
+This is the first start. Keep the admin key: it is shown this once.
+
+  export CLAVIGER_KEY=${admin.token}
+
+Create a key:
+
+  KEY=$(curl -sS ${address}/v1/api-keys -H "Authorization: Bearer $CLAVIGER_KEY" -H 'Content-Type: application/json' \\
+    -d '{"workspace_id": "ws_acme", "name": "My first key", "scopes": ["read"]}' | sed 's/.*"key":"\\([^"]*\\)".*/\\1/'); echo "$KEY"
+
+Ask what it may do:
+
+  curl -sS ${address}/v1/introspect -H "Authorization: Bearer $CLAVIGER_KEY" -H 'Content-Type: application/json' \\
+    -d "{\\"key\\": \\"$KEY\\", \\"scopes\\": [\\"read\\"]}"
+`);
+}
+
+function say(text: string): void {
+  process.stdout.write(`${text}\n`);
+}

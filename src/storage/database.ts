@@ -1,0 +1,138 @@
+import { DrizzleQueryError } from 'drizzle-orm';
+import { drizzle, type NodePgDatabase } from 'drizzle-orm/node-postgres';
+import pg from 'pg';
+import { Failure } from '../domain/errors.ts';
+
+/** Runs statements: the pool, or one transaction. Functions of storage/ take it as their first argument. */
+export type Executor = NodePgDatabase;
+
+export interface Database {
+  /** For single statements; each may run on another connection. */
+  read<T>(run: (executor: Executor) => Promise<T>): Promise<T>;
+  /** All or nothing. Answers only once the commit is on disk. */
+  transaction<T>(run: (executor: Executor) => Promise<T>): Promise<T>;
+  /** Resolves when the last connection is closed. */
+  close(): Promise<void>;
+}
+
+export interface DatabaseOptions {
+  readonly url: string;
+  readonly poolSize: number;
+  readonly applicationName: string;
+  /** Told of faults of idle connections, which no request waits for. */
+  onConnectionLost(fault: StorageError): void;
+}
+
+/** Waiting longer than this for a connection is a database that cannot be reached. */
+const CONNECT_TIMEOUT_MS = 5_000;
+const RETRY_AFTER_SECONDS = 1;
+/** No statement of ours takes longer, unless the database is in trouble. */
+export const STATEMENT_TIMEOUT_MS = 10_000;
+
+/**
+ * A fault of PostgreSQL or of the way there. It carries the SQLSTATE and names of objects alone: the messages
+ * of PostgreSQL and of drizzle quote rows and parameters, a hash among them, and logs print messages.
+ */
+export class StorageError extends Error {
+  override readonly name = 'StorageError';
+  /** SQLSTATE, or the `code` of a socket error, or `unknown`. */
+  readonly code: string;
+  readonly constraint: string | undefined;
+
+  constructor(cause: unknown) {
+    const fault = rootOf(cause);
+    const code = stringMember(fault, 'code') ?? 'unknown';
+    const constraint = stringMember(fault, 'constraint');
+    super(`PostgreSQL: ${[code, stringMember(fault, 'table'), constraint].filter(Boolean).join(' ')}`);
+    this.code = code;
+    this.constraint = constraint;
+    if (fault instanceof Error && fault.stack !== undefined) {
+      // Where it happened, without the message, which heads a stack.
+      this.stack = `${this.name}: ${this.message}\n${fault.stack.replace(/^[\s\S]*?(?=^ {4}at )/m, '')}`;
+    }
+  }
+}
+
+export function createDatabase(options: DatabaseOptions): Database {
+  const pool = new pg.Pool({
+    connectionString: options.url,
+    max: options.poolSize,
+    application_name: options.applicationName,
+    connectionTimeoutMillis: CONNECT_TIMEOUT_MS,
+    query_timeout: STATEMENT_TIMEOUT_MS,
+    keepAlive: true,
+  });
+  // Without a listener the loss of an idle connection would end the process; the pool has dropped it already.
+  pool.on('error', (error) => options.onConnectionLost(new StorageError(error)));
+  const executor = drizzle(pool);
+
+  return {
+    read: (run) => run(executor).catch(rethrowQuery),
+
+    async transaction(run) {
+      const client = await pool.connect().catch(rethrow);
+      let trusted = false;
+      try {
+        // One round trip. SET LOCAL rather than start-up parameters: a transaction pooler passes it on.
+        await client
+          .query(
+            `BEGIN; SET LOCAL synchronous_commit = on; SET LOCAL statement_timeout = ${STATEMENT_TIMEOUT_MS}`,
+          )
+          .catch(rethrow);
+        const result = await run(drizzle(client));
+        await client.query('COMMIT').catch(rethrow);
+        trusted = true;
+        return result;
+      } catch (error) {
+        trusted = await client.query('ROLLBACK').then(
+          () => true,
+          () => false,
+        );
+        return rethrowQuery(error);
+      } finally {
+        client.release(!trusted);
+      }
+    },
+
+    close: () => pool.end(),
+  };
+}
+
+/** What `run` threw of its own passes; what drizzle says of a query does not, since it quotes the parameters. */
+function rethrowQuery(error: unknown): never {
+  if (error instanceof DrizzleQueryError) rethrow(error);
+  throw error;
+}
+
+/** Throws a `StorageError`, as the cause of `unavailable` where the database rather than the statement is at fault. */
+function rethrow(error: unknown): never {
+  const fault = new StorageError(error);
+  if (!isOutage(rootOf(error), fault.code)) throw fault;
+  throw new Failure('unavailable', 'The database cannot be reached.', {
+    cause: fault,
+    retryAfterSeconds: RETRY_AFTER_SECONDS,
+  });
+}
+
+/**
+ * Whether the database is at fault: connection exceptions (class 08), too little of something (53), shutdown,
+ * start-up and failover (57P0x, 25006), a timeout of ours (57014, 55P03), and every fault of the way there.
+ */
+function isOutage(root: unknown, code: string): boolean {
+  if (root instanceof pg.DatabaseError) return /^(08|53|57P0|57014|55P03|25006)/.test(code);
+  // Socket errors and pg's own timeouts are plain Errors; a TypeError and its like are faults of ours.
+  return root instanceof Error && root.constructor === Error;
+}
+
+/** drizzle wraps what pg threw. */
+function rootOf(error: unknown): unknown {
+  let root = error;
+  while (root instanceof Error && root.cause !== undefined) root = root.cause;
+  return root;
+}
+
+function stringMember(value: unknown, name: string): string | undefined {
+  if (typeof value !== 'object' || value === null) return undefined;
+  const member: unknown = Reflect.get(value, name);
+  return typeof member === 'string' ? member : undefined;
+}

@@ -1,0 +1,311 @@
+import {
+  and,
+  count,
+  desc,
+  eq,
+  getTableColumns,
+  gt,
+  isNotNull,
+  isNull,
+  like,
+  lt,
+  lte,
+  ne,
+  or,
+  type SQL,
+  sql,
+} from 'drizzle-orm';
+import type { Key, KeyStatus } from '../domain/key.ts';
+import { type KeyId, keyIdFromUuid, keyIdToUuid, uuidFloor } from '../domain/key-id.ts';
+import { SYSTEM_WORKSPACE } from '../domain/workspace.ts';
+import type { Executor } from './database.ts';
+import { apiKeys, workspaces } from './schema.ts';
+
+/** All of a key but its hash, which goes to verification/ and to nobody else. */
+const { hash: hashColumn, secretId: _, ...keyColumns } = getTableColumns(apiKeys);
+type KeyRow = Omit<typeof apiKeys.$inferSelect, 'hash' | 'secretId'>;
+
+/** A key with the hash that its token is proved by. */
+export interface HashedKey {
+  readonly key: Key;
+  readonly hash: string;
+}
+
+const databaseTime = sql<number>`(extract(epoch FROM clock_timestamp()) * 1000)::float8`;
+
+/** Database time in milliseconds since the epoch. */
+export async function readDatabaseTime(executor: Executor): Promise<number> {
+  const { rows } = await executor.execute<{ now: number }>(sql`SELECT ${databaseTime} AS now`);
+  return rows[0]?.now ?? Number.NaN;
+}
+
+/** The key, its hash and the database's time of reading it (ms), by primary key. */
+export async function findHashedKey(
+  executor: Executor,
+  id: KeyId,
+): Promise<{ hashed: HashedKey; nowMs: number } | undefined> {
+  const [row] = await executor
+    .select({ ...keyColumns, hash: hashColumn, nowMs: databaseTime })
+    .from(apiKeys)
+    .where(eq(apiKeys.id, keyIdToUuid(id)));
+  return row && { hashed: { key: keyOf(row), hash: row.hash }, nowMs: row.nowMs };
+}
+
+export async function findKey(executor: Executor, id: KeyId): Promise<Key | undefined> {
+  const [row] = await executor
+    .select(keyColumns)
+    .from(apiKeys)
+    .where(eq(apiKeys.id, keyIdToUuid(id)));
+  return row && keyOf(row);
+}
+
+/** Finds the key and holds its row until the transaction ends. */
+export async function lockKey(executor: Executor, id: KeyId): Promise<Key | undefined> {
+  const [row] = await executor
+    .select(keyColumns)
+    .from(apiKeys)
+    .where(eq(apiKeys.id, keyIdToUuid(id)))
+    .for('no key update');
+  return row && keyOf(row);
+}
+
+/**
+ * Holds the row of a workspace until the transaction ends, making it for a workspace that never had a key.
+ * Creations and bulk revocations of one workspace thereby happen one after the other.
+ */
+export async function lockWorkspace(executor: Executor, id: string): Promise<void> {
+  for (;;) {
+    const rows = await executor.select().from(workspaces).where(eq(workspaces.id, id)).for('no key update');
+    if (rows.length > 0) return;
+    await executor.insert(workspaces).values({ id }).onConflictDoNothing();
+  }
+}
+
+export async function insertKey(
+  executor: Executor,
+  { key, hash, secretId }: HashedKey & { secretId: number },
+): Promise<void> {
+  await executor.insert(apiKeys).values({
+    id: keyIdToUuid(key.id),
+    workspaceId: key.workspaceId,
+    environment: key.environment,
+    prefix: key.prefix,
+    lastCharacters: key.lastCharacters,
+    hash,
+    secretId,
+    createdBy: key.createdBy,
+    createdAt: new Date(key.createdAt),
+    ...settingsOf(key),
+  });
+}
+
+/** Writes what PATCH may change. */
+export async function updateKey(executor: Executor, key: Key): Promise<void> {
+  await executor
+    .update(apiKeys)
+    .set(settingsOf(key))
+    .where(eq(apiKeys.id, keyIdToUuid(key.id)));
+}
+
+/** Replaces a hash by one with stronger parameters, unless it was replaced meanwhile. */
+export async function replaceHash(
+  executor: Executor,
+  id: KeyId,
+  { from, to }: { from: string; to: string },
+): Promise<void> {
+  await executor
+    .update(apiKeys)
+    .set({ hash: to })
+    .where(and(eq(apiKeys.id, keyIdToUuid(id)), eq(apiKeys.hash, from)));
+}
+
+export interface Revocation {
+  readonly at: number;
+  readonly reason: string | null;
+}
+
+export async function revokeKey(executor: Executor, id: KeyId, { at, reason }: Revocation): Promise<void> {
+  await executor
+    .update(apiKeys)
+    .set({ revokedAt: new Date(at), revokedReason: reason })
+    .where(eq(apiKeys.id, keyIdToUuid(id)));
+}
+
+/** Revokes all keys of a workspace that are not revoked yet and fit the filters; answers how many. */
+export async function revokeWorkspaceKeys(
+  executor: Executor,
+  filters: {
+    readonly workspaceId: string;
+    readonly environment?: string | undefined;
+    readonly createdBy?: string | undefined;
+  },
+  { at, reason }: Revocation,
+): Promise<number> {
+  const { rowCount } = await executor
+    .update(apiKeys)
+    .set({ revokedAt: new Date(at), revokedReason: reason })
+    .where(
+      and(
+        eq(apiKeys.workspaceId, filters.workspaceId),
+        isNull(apiKeys.revokedAt),
+        filters.environment === undefined ? undefined : eq(apiKeys.environment, filters.environment),
+        filters.createdBy === undefined ? undefined : eq(apiKeys.createdBy, filters.createdBy),
+      ),
+    );
+  return rowCount ?? 0;
+}
+
+/** Whether `system` ever had a key, revoked ones too: the first admin key is made once. */
+export async function hasServiceKeys(executor: Executor): Promise<boolean> {
+  const rows = await executor
+    .select({ id: apiKeys.id })
+    .from(apiKeys)
+    .where(eq(apiKeys.workspaceId, SYSTEM_WORKSPACE))
+    .limit(1);
+  return rows.length > 0;
+}
+
+/** How many active admin keys there are that are not bound to workspaces, `except` aside. */
+export async function countAdmins(
+  executor: Executor,
+  { except, nowMs }: { except: KeyId; nowMs: number },
+): Promise<number> {
+  const [row] = await executor
+    .select({ admins: count() })
+    .from(apiKeys)
+    .where(
+      and(
+        eq(apiKeys.workspaceId, SYSTEM_WORKSPACE),
+        ne(apiKeys.id, keyIdToUuid(except)),
+        sql`${apiKeys.scopes} @> '{admin}'`,
+        sql`${apiKeys.restrictions} ->> 'allowed_workspaces' IS NULL`,
+        hasStatus('active', nowMs),
+      ),
+    );
+  return row?.admins ?? 0;
+}
+
+export interface KeyFilters {
+  readonly workspaceId?: string | undefined;
+  readonly environment?: string | undefined;
+  readonly status?: KeyStatus | undefined;
+  readonly scope?: string | undefined;
+  readonly namePrefix?: string | undefined;
+  readonly createdBy?: string | undefined;
+  readonly expiresBefore?: number | undefined;
+  readonly unusedSince?: number | undefined;
+  /** Only keys made before this time, which are therefore due, that are still active. */
+  readonly createdBefore?: number | undefined;
+}
+
+export interface KeyPage {
+  readonly filters: KeyFilters;
+  /** The workspaces that the caller may see; `null` is all of them, but for `system`. */
+  readonly visibleWorkspaces: readonly string[] | null;
+  readonly includeSystem: boolean;
+  /** The last key of the page before. */
+  readonly after: KeyId | undefined;
+  readonly limit: number;
+  readonly nowMs: number;
+}
+
+/** One page of keys, newest first. */
+export async function listKeys(executor: Executor, page: KeyPage): Promise<Key[]> {
+  const { workspaceId } = page.filters;
+  if (workspaceId !== undefined || page.visibleWorkspaces === null) {
+    const rows = await executor
+      .select(keyColumns)
+      .from(apiKeys)
+      .where(
+        and(
+          workspaceId === undefined ? undefined : eq(apiKeys.workspaceId, workspaceId),
+          page.includeSystem ? undefined : ne(apiKeys.workspaceId, SYSTEM_WORKSPACE),
+          matches(page),
+        ),
+      )
+      .orderBy(desc(apiKeys.id))
+      .limit(page.limit);
+    return rows.map(keyOf);
+  }
+  // The newest of each visible workspace, then the newest of those: bounded, where one IN would read them all.
+  const newest = executor
+    .select(keyColumns)
+    .from(apiKeys)
+    .where(and(eq(apiKeys.workspaceId, sql`visible.id`), matches(page)))
+    .orderBy(desc(apiKeys.id))
+    .limit(page.limit)
+    .as('newest');
+  const rows = await executor
+    .select(newest._.selectedFields)
+    .from(sql`unnest(${sql.param(page.visibleWorkspaces)}::text[]) AS visible(id)`)
+    .crossJoinLateral(newest)
+    .orderBy(desc(newest.id))
+    .limit(page.limit);
+  return rows.map(keyOf);
+}
+
+function matches({ filters, after, nowMs }: KeyPage): SQL | undefined {
+  const { environment, status, scope, namePrefix, createdBy, expiresBefore, unusedSince, createdBefore } =
+    filters;
+  return and(
+    after === undefined ? undefined : lt(apiKeys.id, keyIdToUuid(after)),
+    environment === undefined ? undefined : eq(apiKeys.environment, environment),
+    status === undefined ? undefined : hasStatus(status, nowMs),
+    scope === undefined ? undefined : sql`${apiKeys.scopes} @> ARRAY[${scope}]::text[]`,
+    namePrefix === undefined ? undefined : like(apiKeys.name, `${namePrefix.replace(/[\\%_]/g, '\\$&')}%`),
+    createdBy === undefined ? undefined : eq(apiKeys.createdBy, createdBy),
+    expiresBefore === undefined ? undefined : lt(apiKeys.expiresAt, new Date(expiresBefore)),
+    unusedSince === undefined ? undefined : lt(apiKeys.id, uuidFloor(unusedSince)),
+    createdBefore === undefined
+      ? undefined
+      : and(lt(apiKeys.id, uuidFloor(createdBefore)), hasStatus('active', nowMs)),
+  );
+}
+
+function hasStatus(status: KeyStatus, nowMs: number): SQL | undefined {
+  const now = new Date(nowMs);
+  switch (status) {
+    case 'revoked':
+      return isNotNull(apiKeys.revokedAt);
+    case 'expired':
+      return and(isNull(apiKeys.revokedAt), lte(apiKeys.expiresAt, now));
+    case 'active':
+      return and(isNull(apiKeys.revokedAt), or(isNull(apiKeys.expiresAt), gt(apiKeys.expiresAt, now)));
+  }
+}
+
+function settingsOf(key: Key) {
+  return {
+    name: key.name,
+    scopes: [...key.scopes],
+    restrictions: key.restrictions,
+    rateLimit: key.rateLimit?.limit ?? null,
+    rateLimitWindowSeconds: key.rateLimit?.window_seconds ?? null,
+    metadata: key.metadata,
+    expiresAt: key.expiresAt === null ? null : new Date(key.expiresAt),
+  };
+}
+
+function keyOf(row: KeyRow): Key {
+  const { rateLimit: limit, rateLimitWindowSeconds } = row;
+  return {
+    id: keyIdFromUuid(row.id),
+    workspaceId: row.workspaceId,
+    environment: row.environment,
+    name: row.name,
+    prefix: row.prefix,
+    lastCharacters: row.lastCharacters,
+    scopes: row.scopes,
+    restrictions: row.restrictions,
+    rateLimit:
+      limit === null || rateLimitWindowSeconds === null
+        ? null
+        : { limit, window_seconds: rateLimitWindowSeconds },
+    metadata: row.metadata,
+    createdBy: row.createdBy,
+    createdAt: row.createdAt.getTime(),
+    expiresAt: row.expiresAt?.getTime() ?? null,
+    revokedAt: row.revokedAt?.getTime() ?? null,
+    revokedReason: row.revokedReason,
+  };
+}

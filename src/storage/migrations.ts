@@ -1,0 +1,91 @@
+import { readFileSync } from 'node:fs';
+import { fileURLToPath } from 'node:url';
+import { drizzle } from 'drizzle-orm/node-postgres';
+import { migrate } from 'drizzle-orm/node-postgres/migrator';
+import pg from 'pg';
+import { z } from 'zod';
+import { StorageError } from './database.ts';
+
+/** migrations/ stands beside src/ and dist/. */
+const FOLDER = fileURLToPath(new URL('../../migrations', import.meta.url));
+const journalSchema = z.object({ entries: z.array(z.object({ when: z.number() })) });
+
+/** An arbitrary number that this service alone uses: it keeps two migrations of one database apart. */
+const MIGRATION_LOCK = 7_165_218_351;
+
+/** PostgreSQL 14. */
+const OLDEST_VERSION = 140_000;
+
+/** The database cannot be brought to the schema of this release; `message` is one line for the operator. */
+export class MigrationError extends Error {
+  override readonly name = 'MigrationError';
+}
+
+/**
+ * Brings the database to the schema of this release. Several instances may call it at once: drizzle's own
+ * migrate does not guard against that, so an advisory lock does.
+ *
+ * @param url a direct connection: an advisory lock of a session does not hold through a transaction pooler.
+ */
+export async function migrateDatabase(url: string): Promise<void> {
+  const client = new pg.Client({
+    connectionString: url,
+    application_name: 'claviger migrate',
+    connectionTimeoutMillis: 5_000,
+  });
+  // A connection that breaks fails the statement under way; the event besides would end the process.
+  client.on('error', () => undefined);
+  await client.connect().catch((error: unknown) => {
+    throw new MigrationError(unreachable(new StorageError(error).code));
+  });
+  try {
+    await refuseOldServer(client);
+    await client.query('SELECT pg_advisory_lock($1)', [MIGRATION_LOCK]);
+    await refuseNewerSchema(client);
+    await client.query('SET client_min_messages = warning');
+    await migrate(drizzle(client), { migrationsFolder: FOLDER });
+  } finally {
+    await client.end();
+  }
+}
+
+/** What is wrong with the way to the database, by the code of the failure: a message could quote the URL. */
+function unreachable(code: string): string {
+  if (/^28/.test(code)) return `PostgreSQL refuses the user or password of DATABASE_URL (${code}).`;
+  if (code === '3D000') return 'The database that DATABASE_URL names does not exist; create it first.';
+  return `PostgreSQL cannot be reached (${code}). Is it running, and is DATABASE_URL right?`;
+}
+
+/** When the last migration of this release was made. */
+function latestMigration(): number {
+  const journal = journalSchema.parse(JSON.parse(readFileSync(`${FOLDER}/meta/_journal.json`, 'utf8')));
+  return Math.max(...journal.entries.map((entry) => entry.when));
+}
+
+async function refuseOldServer(client: pg.Client): Promise<void> {
+  const { rows } = await client.query<{ server_version_num: string; server_version: string }>(
+    "SELECT current_setting('server_version_num') AS server_version_num, current_setting('server_version') AS server_version",
+  );
+  const version = rows[0];
+  if (version === undefined || Number(version.server_version_num) < OLDEST_VERSION) {
+    throw new MigrationError(
+      `The database is PostgreSQL ${version?.server_version ?? 'of an unknown version'}; Claviger needs 14 or newer.`,
+    );
+  }
+}
+
+async function refuseNewerSchema(client: pg.Client): Promise<void> {
+  const { rows: found } = await client.query<{ there: boolean }>(
+    "SELECT to_regclass('drizzle.__drizzle_migrations') IS NOT NULL AS there",
+  );
+  if (found[0]?.there !== true) return;
+  const { rows } = await client.query<{ newer: string }>(
+    'SELECT count(*) AS newer FROM drizzle.__drizzle_migrations WHERE created_at > $1',
+    [latestMigration()],
+  );
+  if (Number(rows[0]?.newer) > 0) {
+    throw new MigrationError(
+      'The database was migrated by a newer release of Claviger. Start that release or a later one, or restore a backup made before the upgrade.',
+    );
+  }
+}

@@ -1,0 +1,122 @@
+import { sql } from 'drizzle-orm';
+import {
+  check,
+  customType,
+  index,
+  integer,
+  jsonb,
+  pgTable,
+  smallint,
+  text,
+  timestamp,
+  uuid,
+} from 'drizzle-orm/pg-core';
+import type { JsonObject } from '../domain/key.ts';
+import type { Restrictions } from '../domain/restriction.ts';
+
+/*
+ * The tables. drizzle-kit generates migrations/ from this file; what SQL says beyond it (triggers, the identity
+ * of the system workspace) is added to the generated files by hand.
+ */
+
+const bytea = customType<{ data: Buffer }>({ dataType: () => 'bytea' });
+/** Milliseconds, as the API shows them: a time that is read and compared is the time that was shown. */
+const time = (name: string) => timestamp(name, { withTimezone: true, precision: 3, mode: 'date' });
+
+/** Which values of KEY_SECRET tokens were minted with: a fingerprint, never the value. */
+export const keySecrets = pgTable('key_secrets', {
+  id: smallint().primaryKey().generatedAlwaysAsIdentity(),
+  fingerprint: bytea().notNull().unique(),
+});
+
+/** One row for each workspace that ever had a key: what create, rotate and bulk revoke lock. */
+export const workspaces = pgTable('workspaces', { id: text().primaryKey() }, (table) => [
+  check(
+    'workspaces_id_form',
+    sql`${table.id} ~ '^[A-Za-z0-9_.:-]{1,100}$' AND ${table.id} NOT IN ('.', '..')`,
+  ),
+]);
+
+export const apiKeys = pgTable(
+  'api_keys',
+  {
+    /** A UUIDv7, so that the order of ids is the order of creation, and lists need no other. */
+    id: uuid().primaryKey(),
+    workspaceId: text('workspace_id')
+      .notNull()
+      .references(() => workspaces.id),
+    environment: text().notNull(),
+    name: text().notNull(),
+    prefix: text().notNull(),
+    lastCharacters: text('last_characters').notNull(),
+    /** The argon2id PHC string of the whole token. */
+    hash: text().notNull(),
+    secretId: smallint('secret_id')
+      .notNull()
+      .references(() => keySecrets.id),
+    scopes: text().array().notNull(),
+    restrictions: jsonb().$type<Restrictions>(),
+    rateLimit: integer('rate_limit'),
+    rateLimitWindowSeconds: integer('rate_limit_window_seconds'),
+    metadata: jsonb().$type<JsonObject>(),
+    createdBy: text('created_by'),
+    createdAt: time('created_at').notNull(),
+    expiresAt: time('expires_at'),
+    revokedAt: time('revoked_at'),
+    revokedReason: text('revoked_reason'),
+  },
+  (table) => [
+    // Lists are newest first, and a page costs the same in a table of any size: each filter has its index.
+    index('api_keys_workspace').on(table.workspaceId, table.id),
+    index('api_keys_environment').on(table.environment, table.id),
+    index('api_keys_name').on(table.name.op('text_pattern_ops'), table.id),
+    index('api_keys_created_by').on(table.createdBy, table.id).where(sql`${table.createdBy} IS NOT NULL`),
+    index('api_keys_scopes').using('gin', table.scopes),
+    index('api_keys_expires_at')
+      .on(table.expiresAt)
+      .where(sql`${table.expiresAt} IS NOT NULL AND ${table.revokedAt} IS NULL`),
+    index('api_keys_revoked').on(table.id).where(sql`${table.revokedAt} IS NOT NULL`),
+    index('api_keys_unrevoked').on(table.workspaceId, table.id).where(sql`${table.revokedAt} IS NULL`),
+    index('api_keys_secret').on(table.secretId).where(sql`${table.revokedAt} IS NULL`),
+    check('api_keys_environment_form', sql`${table.environment} ~ '^[a-z][a-z0-9]{0,15}$'`),
+    check(
+      'api_keys_service_environment',
+      sql`(${table.workspaceId} = 'system') = (${table.environment} = 'svc')`,
+    ),
+    check('api_keys_name_length', sql`char_length(${table.name}) BETWEEN 1 AND 120`),
+    check('api_keys_prefix_form', sql`${table.prefix} ~ '^[a-z][a-z0-9]{0,15}_[a-z][a-z0-9]{0,15}_$'`),
+    check('api_keys_last_characters_form', sql`${table.lastCharacters} ~ '^[0-9A-Za-z]{4}$'`),
+    check('api_keys_hash_form', sql`starts_with(${table.hash}, '$argon2id$')`),
+    check('api_keys_scopes_count', sql`cardinality(${table.scopes}) <= 64`),
+    check(
+      'api_keys_rate_limit_form',
+      sql`num_nulls(${table.rateLimit}, ${table.rateLimitWindowSeconds}) IN (0, 2) AND ${table.rateLimit} >= 1 AND ${table.rateLimitWindowSeconds} BETWEEN 1 AND 2678400`,
+    ),
+    check(
+      'api_keys_reason_of_revoked',
+      sql`${table.revokedReason} IS NULL OR ${table.revokedAt} IS NOT NULL`,
+    ),
+  ],
+);
+
+/** Who did what to which key, from where. Appended in the transaction of the change itself, and never changed. */
+export const auditEvents = pgTable(
+  'audit_events',
+  {
+    id: uuid().primaryKey(),
+    at: time('at').notNull(),
+    action: text().notNull(),
+    /** The service key that acted; null where an operator did, at the command line. */
+    actorKeyId: uuid('actor_key_id'),
+    workspaceId: text('workspace_id').notNull(),
+    keyId: uuid('key_id'),
+    before: jsonb().$type<JsonObject>(),
+    after: jsonb().$type<JsonObject>(),
+    address: text(),
+    requestId: text('request_id'),
+  },
+  (table) => [
+    index('audit_events_workspace').on(table.workspaceId, table.id),
+    index('audit_events_key').on(table.keyId, table.id),
+  ],
+);
