@@ -1,16 +1,25 @@
+import type { IncomingMessage } from 'node:http';
 import rateLimit from '@fastify/rate-limit';
-import Fastify, { type FastifyBaseLogger, type FastifyInstance, LogController } from 'fastify';
+import Fastify, {
+  type FastifyBaseLogger,
+  type FastifyInstance,
+  type FastifyReply,
+  type FastifyRequest,
+  LogController,
+} from 'fastify';
 import { serializerCompiler, validatorCompiler } from 'fastify-type-provider-zod';
 import { Failure } from './domain/errors.ts';
+import { addressOf } from './http/address.ts';
 import { registerJsonBody } from './http/body.ts';
 import { type CallerLimits, createCallers } from './http/callers.ts';
+import { guardConnections } from './http/connections.ts';
 import type { CursorCodec } from './http/cursor.ts';
 import { collectDocument, registerDocumentation } from './http/documentation.ts';
 import { type Readiness, registerHealthRoutes } from './http/health.ts';
 import { registerIntrospectRoute } from './http/introspect.ts';
 import { registerKeyRoutes } from './http/keys.ts';
 import { registerMeRoute } from './http/me.ts';
-import { answerClientError, handleError, sendProblem } from './http/problem.ts';
+import { handleError, sendProblem } from './http/problem.ts';
 import { requestIdOf } from './http/request-id.ts';
 import { registerWorkspaceRoutes } from './http/workspaces.ts';
 import type { KeyLifecycle } from './lifecycle/keys.ts';
@@ -56,14 +65,13 @@ export async function buildApp(dependencies: AppDependencies): Promise<FastifyIn
     return503OnClosing: false,
     // Node's own answer to a request without Host has no body; the hook below gives one.
     http: { requireHostHeader: false },
-    clientErrorHandler: (_error, socket) => answerClientError(socket),
+    clientErrorHandler: (error, socket) => refuseBytes(error, socket),
     frameworkErrors: (error, request, reply) => {
       setCommonHeaders(request.id, reply);
       handleError(error, request, reply);
     },
   });
-  // Node answers an Expect that it does not know by itself, and without a body.
-  app.server.on('checkExpectation', (message, response) => app.server.emit('request', message, response));
+  const refuseBytes = guardConnections(app.server);
 
   app.setValidatorCompiler(validatorCompiler);
   app.setSerializerCompiler(serializerCompiler);
@@ -72,9 +80,9 @@ export async function buildApp(dependencies: AppDependencies): Promise<FastifyIn
   app.addHook('onRequest', async (request, reply) => {
     setCommonHeaders(request.id, reply);
     if (isClosing()) reply.header('connection', 'close');
-    if (request.raw.httpVersionMinor === 1 && request.headers.host === undefined) {
-      throw new Failure('invalid_request', 'An HTTP/1.1 request needs a Host header.');
-    }
+    refuseBadHost(request.raw);
+    // Here rather than in its handler, before which Fastify would read a body and find fault with it.
+    return request.is404 ? answerUnknownRoute(request, reply) : undefined;
   });
   app.addHook('onResponse', async (request, reply) => {
     request.log.info(
@@ -84,7 +92,7 @@ export async function buildApp(dependencies: AppDependencies): Promise<FastifyIn
         status: reply.statusCode,
         duration_ms: Math.round(reply.elapsedTime * 1000) / 1000,
         caller: request.caller?.keyId ?? null,
-        address: request.ip,
+        address: addressOf(request),
       },
       'answered',
     );
@@ -92,15 +100,11 @@ export async function buildApp(dependencies: AppDependencies): Promise<FastifyIn
 
   await app.register(rateLimit, { global: false });
   const callers = createCallers(app, verifier, dependencies.limits);
-  app.setNotFoundHandler(async (request, reply) => {
-    try {
-      await callers.countFailure(request, reply);
-    } catch (refusal) {
-      // A valid service key is not refused for what others at its address did.
-      if (!(await callers.isGenuine(request))) throw refusal;
-    }
+  const answerUnknownRoute = async (request: FastifyRequest, reply: FastifyReply): Promise<FastifyReply> => {
+    await callers.countUnknownRoute(request, reply);
     return sendProblem(request, reply, new Failure('not_found', 'There is no such route.'));
-  });
+  };
+  app.setNotFoundHandler(answerUnknownRoute);
 
   await collectDocument(app, dependencies);
   registerKeyRoutes({ callers, lifecycle, database, cursors, rotationDueDays });
@@ -110,6 +114,18 @@ export async function buildApp(dependencies: AppDependencies): Promise<FastifyIn
   registerHealthRoutes(app, dependencies);
   registerDocumentation(app);
   return app;
+}
+
+/** RFC 9112 §3.2: one Host. Where there are two, a proxy before us may have gone by the other. */
+function refuseBadHost({ rawHeaders, httpVersionMinor }: IncomingMessage): void {
+  let hosts = 0;
+  for (let index = 0; index < rawHeaders.length; index += 2) {
+    const name = rawHeaders[index];
+    if (name?.length === 4 && name.toLowerCase() === 'host') hosts++;
+  }
+  if (hosts > 1 || (hosts === 0 && httpVersionMinor === 1)) {
+    throw new Failure('invalid_request', 'An HTTP/1.1 request needs a Host header, and just one.');
+  }
 }
 
 function setCommonHeaders(requestId: string, reply: { header(name: string, value: string): unknown }): void {

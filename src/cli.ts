@@ -18,7 +18,7 @@ const USAGE = `Usage: claviger <command>
 Settings are environment variables; the README lists them.`;
 
 /** Failures whose message is all that an operator needs. */
-const EXPECTED = new Set(['ConfigError', 'MigrationError', 'EmbeddedPostgresError', 'StartError', 'Failure']);
+const EXPECTED = new Set(['ConfigError', 'MigrationError', 'EmbeddedPostgresError', 'ListenerError', 'StartError', 'Failure']);
 
 /** Why this Node cannot run Claviger, or `undefined`. */
 export function nodeFault(version: string): string | undefined {
@@ -52,6 +52,11 @@ async function run(): Promise<void> {
       if (values.name === undefined) throw usageError();
       process.stdout.write(`${await server.createAdminKey(readConfig(process.env), values.name)}\n`);
       return;
+    case 'openapi': {
+      const { writeDocument } = await import('./openapi.ts');
+      process.stdout.write(await writeDocument());
+      return;
+    }
     default:
       throw usageError();
   }

@@ -25,6 +25,13 @@ export const SETTINGS = {
     range: '`postgres://…`',
     purpose: 'The PostgreSQL (14 or newer) to use. Unset: an embedded one in `DATA_DIR`.',
   },
+  DATABASE_LISTEN_URL: {
+    schema: databaseUrl().optional(),
+    default: '',
+    range: '`postgres://…`',
+    purpose:
+      'A direct connection to the same server, where `DATABASE_URL` goes through a transaction pooler.',
+  },
   DATABASE_POOL_SIZE: {
     schema: integer(2, 1000).default(10),
     default: '10',
@@ -42,6 +49,25 @@ export const SETTINGS = {
     default: '',
     range: `comma-separated, each at least ${MIN_SECRET_LENGTH} characters`,
     purpose: 'What tokens are minted with: the first mints, all verify. Required with `DATABASE_URL`.',
+  },
+  LEASE_SECONDS: {
+    schema: integer(1, 300).default(10),
+    default: '10',
+    range: '1–300',
+    purpose:
+      'How long memory answers without the database, and how long a revocation waits for a silent instance.',
+  },
+  CACHED_KEYS: {
+    schema: integer(1, 10_000_000).default(250_000),
+    default: '250000',
+    range: '1–10000000',
+    purpose: 'How many keys are remembered in memory.',
+  },
+  VERIFICATION_MEMO: {
+    schema: onOff().default(true),
+    default: 'on',
+    range: '`on` or `off`',
+    purpose: 'Whether instances share, through the database, which secrets were verified.',
   },
   KEY_PREFIX: {
     schema: label().default('ck'),
@@ -201,6 +227,10 @@ function integer(least: number, most: number) {
     .regex(/^\d{1,10}$/, message)
     .transform(Number)
     .refine((value) => value >= least && value <= most, message);
+}
+
+function onOff() {
+  return z.enum(['on', 'off'], 'must be on or off').transform((value) => value === 'on');
 }
 
 function label() {

@@ -1,4 +1,3 @@
-import { randomBytes } from 'node:crypto';
 import { readFileSync } from 'node:fs';
 import { open, rename, rm } from 'node:fs/promises';
 import net, { type AddressInfo } from 'node:net';
@@ -9,21 +8,12 @@ import pino from 'pino';
 import { z } from 'zod';
 import { type AppDependencies, buildApp } from './app.ts';
 import type { Config } from './config.ts';
+import { type Core, type CoreOptions, openCore, StartError } from './core.ts';
 import { Failure } from './domain/errors.ts';
-import { type KeyPurpose, keySecret } from './domain/key-secret.ts';
-import { createTokenMint } from './domain/token.ts';
-import { openEmbeddedPostgres } from './embedded-postgres.ts';
 import { createCursorCodec } from './http/cursor.ts';
-import { createKeyLifecycle, type KeyLifecycle } from './lifecycle/keys.ts';
-import { createDatabase, type Database } from './storage/database.ts';
-import { countUncoveredSecrets, storeSecret } from './storage/key-secrets.ts';
+import type { KeyLifecycle } from './lifecycle/keys.ts';
 import { readDatabaseTime } from './storage/keys.ts';
-import { migrateDatabase } from './storage/migrations.ts';
-import { createSecretHasher } from './verification/secret-hasher.ts';
-import { createVerifier, type Verifier } from './verification/verifier.ts';
 
-/** How many argon2 computations may wait for a slot (contract §3: at least 256). */
-const HASH_QUEUE_LENGTH = 256;
 /** How long a draining instance still takes connections, so that a load balancer sees `/readyz` turn first. */
 const DRAIN_NOTICE_MS = 1_000;
 /** How long an idle connection may then stay open for the client's next request, which is told to be its last. */
@@ -31,125 +21,19 @@ const DRAIN_IDLE_MS = 1_000;
 /** SIGTERM to exit, at most (contract §9: 10 s). */
 const DRAIN_LIMIT_MS = 9_000;
 
-/** The service cannot start; `message` is what the operator has to know, without a stack. */
-export class StartError extends Error {
-  override readonly name = 'StartError';
-}
-
-/** All that stands between the configuration and the HTTP service. */
-export interface Core {
-  readonly database: Database;
-  readonly verifier: Verifier;
-  readonly lifecycle: KeyLifecycle;
-  /** Keys of one purpose, derived from each secret, newest first. */
-  deriveKeys(purpose: KeyPurpose): readonly [Buffer, ...Buffer[]];
-  /** Where the embedded database keeps its files, if that is not the folder asked for. */
-  readonly movedTo: string | undefined;
-  close(): Promise<void>;
-}
-
 export function readVersion(): string {
   const manifest: unknown = JSON.parse(readFileSync(new URL('../package.json', import.meta.url), 'utf8'));
   return z.object({ version: z.string() }).parse(manifest).version;
 }
 
-/**
- * Opens and migrates the database, and puts together what works on it.
- * @param role `visitor` for a command that runs beside a service: it uses that service's embedded database.
- */
-export async function openCore(
-  config: Config,
-  role: 'service' | 'visitor',
-  logger: pino.Logger,
-): Promise<Core> {
-  const embedded =
-    config.DATABASE_URL === undefined
-      ? await openEmbeddedPostgres({ dataDir: config.DATA_DIR, role })
-      : undefined;
-  try {
-    return await assemble(config, embedded, logger);
-  } catch (error) {
-    await embedded?.stop();
-    throw error;
-  }
-}
-
-async function assemble(
-  config: Config,
-  embedded: Awaited<ReturnType<typeof openEmbeddedPostgres>> | undefined,
-  logger: pino.Logger,
-): Promise<Core> {
-  const url = config.DATABASE_URL ?? embedded?.url;
-  const [newest, ...older] = config.KEY_SECRET ?? [embedded?.keySecret];
-  if (url === undefined || newest === undefined)
-    throw new StartError('There is neither DATABASE_URL nor an embedded database.');
-  await migrateDatabase(url);
-
-  const database = createDatabase({
-    url,
-    poolSize: config.DATABASE_POOL_SIZE,
-    applicationName: 'claviger',
-    onConnectionLost: (fault) => logger.warn({ err: fault }, 'an idle database connection was lost'),
-  });
-  const close = async () => {
-    await database.close();
-    await embedded?.stop();
-  };
-  try {
-    const secrets = [keySecret(newest), ...older.map((secret) => keySecret(secret ?? ''))] as const;
-    const deriveKeys = (purpose: KeyPurpose): readonly [Buffer, ...Buffer[]] => {
-      const [first, ...others] = secrets;
-      return [first.derive(purpose), ...others.map((secret) => secret.derive(purpose))];
-    };
-    await refuseUncoveredSecrets(
-      database,
-      secrets.map((secret) => secret.fingerprint),
-    );
-    const mint = createTokenMint(deriveKeys('mint'), randomBytes);
-    const hasher = createSecretHasher({
-      parameters: {
-        memoryKib: config.ARGON2_MEMORY_KIB,
-        timeCost: config.ARGON2_TIME_COST,
-        parallelism: config.ARGON2_PARALLELISM,
-      },
-      slots: config.argon2Slots,
-      queueLength: HASH_QUEUE_LENGTH,
-    });
-    const lifecycle = createKeyLifecycle({
-      database,
-      hasher,
-      mint,
-      secretId: await database.read((executor) => storeSecret(executor, secrets[0].fingerprint)),
-      prefix: config.KEY_PREFIX,
-      environments: config.environmentLimits,
-    });
-    const verifier = createVerifier({ database, mint, hasher });
-    return {
-      database,
-      verifier,
-      lifecycle,
-      deriveKeys,
-      movedTo: embedded?.moved === true ? embedded.folder : undefined,
-      close,
-    };
-  } catch (error) {
-    await database.close();
-    throw error;
-  }
-}
-
-async function refuseUncoveredSecrets(database: Database, fingerprints: readonly Buffer[]): Promise<void> {
-  const uncovered = await database.read((executor) => countUncoveredSecrets(executor, fingerprints));
-  if (uncovered === 0) return;
-  throw new StartError(
-    `KEY_SECRET does not cover ${uncovered} of the secrets that unrevoked keys were made with. ` +
-      'Add the former secret behind the new one: KEY_SECRET=new,former',
-  );
-}
-
 /** Logs are JSON lines on standard error; standard output is for what a person reads, a key among it. */
 export function createLogger(level: string): pino.Logger {
   return pino({ level }, pino.destination({ fd: 2, sync: true }));
+}
+
+/** Tells the operator what the core reports. */
+export function reporterOf(logger: pino.Logger): CoreOptions['report'] {
+  return ({ message, cause }) => logger.warn(cause === undefined ? {} : { err: cause }, message);
 }
 
 /** How far the end has come: `/readyz` says no, then answers close their connections. */
@@ -190,9 +74,9 @@ export function appDependencies(
 }
 
 /** Runs the service until a signal ends it. */
-export async function serve(config: Config): Promise<void> {
+export async function serve(config: Config, options: Pick<CoreOptions, 'broken'> = {}): Promise<void> {
   const logger = createLogger(config.LOG_LEVEL);
-  const core = await openCore(config, 'service', logger);
+  const core = await openCore(config, { role: 'service', report: reporterOf(logger), ...options });
   const phase: Phase = { draining: false, closing: false };
   let app: FastifyInstance | undefined;
   try {
@@ -263,13 +147,19 @@ async function listen(app: FastifyInstance, { HOST, PORT }: Config): Promise<voi
 
 /** Brings the database to this release, and ends. */
 export async function migrate(config: Config): Promise<void> {
-  const core = await openCore(config, 'visitor', createLogger(config.LOG_LEVEL));
+  const core = await openCore(config, {
+    role: 'visitor',
+    report: reporterOf(createLogger(config.LOG_LEVEL)),
+  });
   await core.close();
 }
 
 /** Makes an admin service key and answers its token. */
 export async function createAdminKey(config: Config, name: string): Promise<string> {
-  const core = await openCore(config, 'visitor', createLogger(config.LOG_LEVEL));
+  const core = await openCore(config, {
+    role: 'visitor',
+    report: reporterOf(createLogger(config.LOG_LEVEL)),
+  });
   try {
     const { token } = await core.lifecycle.createAdmin(name);
     return token;

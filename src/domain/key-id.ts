@@ -15,11 +15,13 @@ export function newKeyId(nowMs: number): KeyId {
 }
 
 export function keyIdFromUuid(uuid: string): KeyId {
-  return TypeID.fromUUID(TYPE, uuid).toString();
+  return keyIdFromBytes(Buffer.from(uuid.replaceAll('-', ''), 'hex'));
 }
 
+/** Any 128 bits, as PostgreSQL's `uuid` takes them: typeid-js's own `toUUID` throws where they have no UUID version. */
 export function keyIdToUuid(id: KeyId): string {
-  return TypeID.fromString(id, TYPE).toUUID();
+  const hex = Buffer.from(keyIdToBytes(id)).toString('hex');
+  return hex.replace(/^(.{8})(.{4})(.{4})(.{4})(.{12})$/, '$1-$2-$3-$4-$5');
 }
 
 export function keyIdFromBytes(bytes: Uint8Array): KeyId {

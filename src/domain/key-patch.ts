@@ -29,7 +29,7 @@ export const MAX_METADATA_BYTES = 4096;
 export function applyPatch(settings: KeySettings, patch: KeyPatch): KeySettings {
   const merged: KeySettings = {
     name: patch.name ?? settings.name,
-    scopes: patch.scopes === undefined ? settings.scopes : (patch.scopes ?? []),
+    scopes: patch.scopes === undefined ? settings.scopes : [...new Set(patch.scopes)],
     expiresAt: patch.expiresAt === undefined ? settings.expiresAt : patch.expiresAt,
     restrictions: patchRestrictions(settings.restrictions, patch.restrictions),
     rateLimit: patchRateLimit(settings.rateLimit, patch.rateLimit),

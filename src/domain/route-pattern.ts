@@ -57,7 +57,10 @@ for (const char of "!$&'()*+,;=:@/%") classOf[char.charCodeAt(0)] = RESERVED;
 for (const char of '\\#') classOf[char.charCodeAt(0)] = REFUSED;
 classOf[0x3f] = END;
 
-/** What is known of a segment so far, up to its first `;`. Anything below `NAMED` may not end a segment. */
+/*
+ * What is known of a segment so far, up to its first `;`: nothing, one dot (1), two dots (2), or a name. Anything below
+ * `NAMED` may not end a segment.
+ */
 const EMPTY = 0;
 const NAMED = 3;
 
@@ -114,7 +117,7 @@ export function normalizeRequestPath(path: string): string | undefined {
 
     // `code` is now the character meant, escaped or not.
     if (code === SEMICOLON) inParameters = true;
-    else if (!inParameters) segment = code === DOT && segment < NAMED - 1 ? segment + 1 : NAMED;
+    else if (!inParameters) segment = code === DOT && segment < NAMED ? segment + 1 : NAMED;
     if (inParameters && segment !== NAMED) return undefined;
   }
 

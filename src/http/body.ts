@@ -9,6 +9,18 @@ const MAX_DEPTH = 32;
 /** Replaces Fastify's parsers, whose leniency and error texts are not the contract's, by one for JSON. */
 export function registerJsonBody(app: FastifyInstance): void {
   app.removeAllContentTypeParsers();
+  app.addHook('preParsing', async (request) => {
+    const {
+      'content-encoding': coding,
+      'content-length': length,
+      'transfer-encoding': transfer,
+    } = request.headers;
+    // RFC 9110 §8.4: a body in a coding that is not undone must not be taken for what it codes.
+    const hasBody = transfer !== undefined || (length !== undefined && length !== '0');
+    if (hasBody && coding !== undefined && coding.toLowerCase() !== 'identity') {
+      throw new Failure('unsupported_media_type', 'Send the body without a Content-Encoding.');
+    }
+  });
   app.addContentTypeParser(
     ['application/json', 'application/merge-patch+json'],
     { parseAs: 'buffer' },

@@ -3,6 +3,7 @@ import type { Caller } from '../domain/caller.ts';
 import { Failure } from '../domain/errors.ts';
 import { type Permission, permits } from '../domain/scope.ts';
 import type { Verifier } from '../verification/verifier.ts';
+import { addressBlockOf, addressOf } from './address.ts';
 import { readCredential } from './credential.ts';
 import { sendInvalidCredential } from './problem.ts';
 
@@ -25,15 +26,17 @@ export type Limiter = 'management' | 'introspection';
 export interface Callers {
   /** Registers routes that a caller with this permission may use (`null`: any service key), under one of the limits. */
   scope(permission: Permission | null, limiter: Limiter, routes: (scope: FastifyInstance) => void): void;
-  /** Counts a request that led nowhere against its address, and throws `rate_limited` where there were too many. */
-  countFailure(request: FastifyRequest, reply: FastifyReply): Promise<void>;
-  /** Whether the request carries a valid service key, whatever it may do. */
-  isGenuine(request: FastifyRequest): Promise<boolean>;
+  /**
+   * Counts a request to an unknown route against its address, and throws `rate_limited` where there were too many;
+   * not for a valid service key, which is never refused for what others at its address did.
+   */
+  countUnknownRoute(request: FastifyRequest, reply: FastifyReply): Promise<void>;
 }
 
 type Limit = ReturnType<FastifyInstance['createRateLimit']>;
 
 const MINUTE_MS = 60_000;
+const LIMIT_HEADERS = ['x-ratelimit-limit', 'x-ratelimit-remaining', 'x-ratelimit-reset'] as const;
 
 /** Caller authentication: before the body is read, so that strangers learn nothing of what a body should look like. */
 export function createCallers(app: FastifyInstance, verifier: Verifier, limits: CallerLimits): Callers {
@@ -53,7 +56,11 @@ export function createCallers(app: FastifyInstance, verifier: Verifier, limits: 
   const failures =
     limits.failedPerMinute === null
       ? undefined
-      : app.createRateLimit({ max: limits.failedPerMinute, timeWindow: MINUTE_MS });
+      : app.createRateLimit({
+          max: limits.failedPerMinute,
+          timeWindow: MINUTE_MS,
+          keyGenerator: addressBlockOf,
+        });
 
   async function countFailure(request: FastifyRequest, reply: FastifyReply): Promise<void> {
     if (failures !== undefined) await spend(failures, request, reply);
@@ -68,12 +75,18 @@ export function createCallers(app: FastifyInstance, verifier: Verifier, limits: 
       await countFailure(request, reply);
       throw new Failure('unauthorized', 'Send a service key in Authorization: Bearer or in X-Api-Key.');
     }
-    const result = await verifier.authenticate(credential.token, request.ip);
+    const result = await verifier.authenticate(credential.token, addressOf(request));
     if (result.authenticated) return result.caller;
     await countFailure(request, reply);
     if (result.because === 'address')
       throw new Failure('forbidden', 'This service key may not be used from this address.');
     return sendInvalidCredential(request, reply);
+  }
+
+  async function isGenuine(request: FastifyRequest): Promise<boolean> {
+    const credential = readCredential(request.raw.rawHeaders);
+    if (credential.kind !== 'presented') return false;
+    return (await verifier.authenticate(credential.token, addressOf(request))).authenticated;
   }
 
   return {
@@ -83,25 +96,26 @@ export function createCallers(app: FastifyInstance, verifier: Verifier, limits: 
           const caller = await authenticate(request, reply);
           if (!('keyId' in caller)) return caller;
           request.caller = caller;
+          // Before the permission: a request that is refused costs as much as any.
+          const limit = limiters[limiter];
+          if (limit !== undefined) await spend(limit, request, reply);
           if (permission !== null && !permits(caller.permissions, permission)) {
             throw new Failure('forbidden', `This service key lacks the permission "${permission}".`, {
               missingPermission: permission,
             });
           }
-          const limit = limiters[limiter];
-          if (limit !== undefined) await spend(limit, request, reply);
           return undefined;
         });
         routes(scope);
       });
     },
-    countFailure,
-    async isGenuine(request) {
-      const credential = readCredential(request.raw.rawHeaders);
-      return (
-        credential.kind === 'presented' &&
-        (await verifier.authenticate(credential.token, request.ip)).authenticated
-      );
+    async countUnknownRoute(request, reply) {
+      try {
+        await countFailure(request, reply);
+      } catch (refusal) {
+        if (!(await isGenuine(request))) throw refusal;
+        for (const name of LIMIT_HEADERS) reply.removeHeader(name);
+      }
     },
   };
 }
@@ -115,9 +129,10 @@ export function callerOf(request: FastifyRequest): Caller {
 async function spend(limit: Limit, request: FastifyRequest, reply: FastifyReply): Promise<void> {
   const state = await limit(request);
   if (state.isAllowed) return;
-  reply.header('x-ratelimit-limit', state.max);
-  reply.header('x-ratelimit-remaining', state.remaining);
-  reply.header('x-ratelimit-reset', Math.ceil((Date.now() + state.ttl) / 1000));
+  const [limitHeader, remainingHeader, resetHeader] = LIMIT_HEADERS;
+  reply.header(limitHeader, state.max);
+  reply.header(remainingHeader, state.remaining);
+  reply.header(resetHeader, Math.ceil((Date.now() + state.ttl) / 1000));
   if (state.isExceeded) {
     throw new Failure('rate_limited', 'Too many requests to Claviger; see Retry-After.', {
       retryAfterSeconds: Math.max(1, state.ttlInSeconds),

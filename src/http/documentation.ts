@@ -2,41 +2,95 @@ import helmet from '@fastify/helmet';
 import swagger from '@fastify/swagger';
 import swaggerUi from '@fastify/swagger-ui';
 import type { FastifyInstance } from 'fastify';
-import { jsonSchemaTransform, jsonSchemaTransformObject } from 'fastify-type-provider-zod';
+import { createDocumenter } from './document.ts';
+
+const SERVICE_KEY =
+  'A service key, `ck_svc_…`: a key of the workspace `system`. Its scopes are its permissions.';
+
+const DESCRIPTION = `Claviger issues, verifies, limits and revokes API keys for other services.
+
+**Callers** show a service key, in \`Authorization: Bearer\` or in \`X-Api-Key\`. Each operation names the permission that
+it asks for; \`admin\` is all of them. What a service key is not to see does not exist for it: 404.
+
+**Requests** are JSON of at most 64 KiB. A member that is not listed here is an error.
+
+**Responses** carry \`X-Request-Id\`, and under \`/v1\` \`Cache-Control: no-store\`. Times are RFC 3339, UTC, with milliseconds;
+what is absent is \`null\`. Later releases may add members: ignore those you do not know.
+
+**Errors** are \`application/problem+json\` (RFC 9457). Branch on \`code\`; nothing in them repeats a key, a header or a body.`;
+
+const TAGS = [
+  { name: 'Keys', description: 'Issue, list, change and revoke keys: for the backend of a dashboard.' },
+  {
+    name: 'Introspection',
+    description: 'Ask whether a key may do what it asks for: for services and gateways.',
+  },
+  { name: 'Workspaces', description: 'The tenants that own keys.' },
+  { name: 'Service keys', description: 'The keys that call Claviger itself.' },
+  { name: 'Operations', description: 'Probes, for whoever runs it. They ask for no key.' },
+];
+
+/**
+ * All that the page needs comes from this origin and is a file: nothing inline, nothing from elsewhere, and no
+ * `upgrade-insecure-requests`, which would break it wherever it is served over plain HTTP.
+ */
+const PAGE_POLICY = {
+  'default-src': ["'none'"],
+  'script-src': ["'self'"],
+  'style-src': ["'self'"],
+  'img-src': ["'self'", 'data:'],
+  'connect-src': ["'self'"],
+  'base-uri': ["'none'"],
+  'form-action': ["'none'"],
+  'frame-ancestors': ["'none'"],
+};
 
 /** Collects the routes registered after it into an OpenAPI 3.1 document. */
 export async function collectDocument(app: FastifyInstance, { version }: { version: string }): Promise<void> {
+  const { describeRoute, complete } = createDocumenter();
   await app.register(swagger, {
     openapi: {
       openapi: '3.1.0',
       info: {
         title: 'Claviger',
         version,
-        description: 'Issues, verifies, limits and revokes API keys.',
+        description: DESCRIPTION,
         license: { name: 'MIT', identifier: 'MIT' },
       },
+      servers: [{ url: '/', description: 'The deployment that this document comes from.' }],
+      tags: TAGS,
       components: {
         securitySchemes: {
-          bearer: { type: 'http', scheme: 'bearer', description: 'A service key: `ck_svc_…`.' },
-          apiKey: {
-            type: 'apiKey',
-            in: 'header',
-            name: 'X-Api-Key',
-            description: 'A service key: `ck_svc_…`.',
-          },
+          bearer: { type: 'http', scheme: 'bearer', description: SERVICE_KEY },
+          apiKey: { type: 'apiKey', in: 'header', name: 'X-Api-Key', description: SERVICE_KEY },
         },
       },
     },
-    transform: jsonSchemaTransform,
-    transformObject: jsonSchemaTransformObject,
+    transform: describeRoute,
+    transformObject: (document) => complete('openapiObject' in document ? document.openapiObject : {}),
   });
 }
 
 /** `/docs` and `/openapi.json`. Nothing on the page comes from elsewhere. */
 export function registerDocumentation(app: FastifyInstance): void {
   app.register(async (scope) => {
-    await scope.register(helmet, { contentSecurityPolicy: false });
-    await scope.register(swaggerUi, { routePrefix: '/docs', staticCSP: true });
+    // Whether a host is to be reached by HTTPS alone is for its operator to say, not for a page of documentation.
+    await scope.register(helmet, { contentSecurityPolicy: false, strictTransportSecurity: false });
+    await scope.register(swaggerUi, {
+      routePrefix: '/docs',
+      staticCSP: PAGE_POLICY,
+      theme: { title: 'Claviger API' },
+      uiConfig: {
+        // Without the bar that loads documents from other addresses.
+        layout: 'BaseLayout',
+        deepLinking: true,
+        docExpansion: 'list',
+        displayRequestDuration: true,
+        tryItOutEnabled: true,
+        // A service key typed into the page is forgotten with it.
+        persistAuthorization: false,
+      },
+    });
     scope.get('/openapi.json', { schema: { hide: true } }, async () => app.swagger());
   });
 }

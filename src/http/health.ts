@@ -14,7 +14,8 @@ const TAGS = ['Operations'];
 /** `/healthz`: the process answers. `/readyz`: send it requests (contract §8). */
 export function registerHealthRoutes(plain: FastifyInstance, { readiness }: { readiness: Readiness }): void {
   const app = plain.withTypeProvider<ZodTypeProvider>();
-  const status = <Status extends string>(value: Status) => z.object({ status: z.literal(value) });
+  const status = <Status extends string>(value: Status) =>
+    z.object({ status: z.literal(value).describe('The word to look for.') });
 
   app.get(
     '/healthz',
@@ -23,7 +24,9 @@ export function registerHealthRoutes(plain: FastifyInstance, { readiness }: { re
         tags: TAGS,
         operationId: 'healthz',
         summary: 'The process is alive',
-        response: { 200: status('ok') },
+        description: 'For liveness probes: asks nothing of the database.',
+        security: [],
+        response: { 200: status('ok'), ...schemas.problems(schemas.BARE_PROBLEMS) },
       },
     },
     async () => ({ status: 'ok' as const }),
@@ -36,9 +39,14 @@ export function registerHealthRoutes(plain: FastifyInstance, { readiness }: { re
         tags: TAGS,
         operationId: 'readyz',
         summary: 'The instance can serve',
+        description: 'For readiness probes and load balancers.',
+        security: [],
         response: {
           200: status('ready'),
-          ...schemas.problems({ 503: 'Not now (`unavailable`); `detail` says why.' }),
+          ...schemas.problems({
+            ...schemas.BARE_PROBLEMS,
+            503: 'Not now (`unavailable`); `detail` says why.',
+          }),
         },
       },
     },

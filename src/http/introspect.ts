@@ -10,6 +10,7 @@ import { checkText } from './body.ts';
 import { type Callers, callerOf } from './callers.ts';
 import * as schemas from './schemas.ts';
 
+const JSON_TYPE = 'application/json';
 const FORM = 'application/x-www-form-urlencoded';
 const MAX_COST = 10_000;
 /** Whatever a client sent as its key gets a verdict, so that the body's own bound is the only one. */
@@ -21,7 +22,7 @@ const fact = (most: number) =>
 
 const jsonBody = z.strictObject({
   key: z.string().max(MAX_KEY_LENGTH).optional().describe('The token that the client sent. Alias: `token`.'),
-  token: z.string().max(MAX_KEY_LENGTH).optional(),
+  token: z.string().max(MAX_KEY_LENGTH).optional().describe('Another name for `key`. Send one of them.'),
   scopes: schemas.scopes.optional().describe('All of these are needed.'),
   workspace_id: schemas.workspaceId.optional().describe('The workspace that the key is expected to be of.'),
   environment: schemas.environment.optional().describe('The environment that the key is expected to be of.'),
@@ -33,52 +34,63 @@ const jsonBody = z.strictObject({
     .describe('What this use counts against the rate limit; 0 spends nothing.'),
   request: z
     .strictObject({
-      ip: fact(64),
-      method: fact(32),
-      path: fact(MAX_URL_LENGTH),
-      referrer: fact(MAX_URL_LENGTH),
+      ip: fact(64).describe("The client's address."),
+      method: fact(32).describe('The method of the request.'),
+      path: fact(MAX_URL_LENGTH).describe('The path of the request, with or without its query.'),
+      referrer: fact(MAX_URL_LENGTH).describe('The `Referer` header of the request.'),
     })
     .optional()
     .describe('The request that the client made, for the restrictions of its key.'),
 });
 
 /** RFC 7662 §2.1; parameters that are not known here are ignored (RFC 6749 §3.2). */
-const formBody = z.object({ token: z.string() });
+const formBody = z
+  .object({ token: z.string().describe('The token that the client sent (RFC 7662 §2.1).') })
+  .meta({ id: 'IntrospectForm', description: 'RFC 7662. Parameters that are not listed are ignored.' });
 
-const activeOutput = z.object({
-  active: z.literal(true),
-  key_id: z.string(),
-  workspace_id: z.string(),
-  name: z.string(),
-  environment: z.string(),
-  scopes: z.array(z.string()),
-  created_at: schemas.timeOutput,
-  expires_at: schemas.timeOutput.nullable(),
-  metadata: schemas.metadataOutput.nullable(),
-});
+const activeOutput = z
+  .object({
+    active: z.literal(true).describe('The key may do this.'),
+    key_id: schemas.keyId,
+    workspace_id: z.string().describe('The workspace that owns the key.'),
+    name: z.string().describe('What people call the key.'),
+    environment: z.string().describe('The environment of the key.'),
+    scopes: z.array(z.string()).describe('All that the key may do.'),
+    created_at: schemas.timeOutput.describe('When the key was made.'),
+    expires_at: schemas.timeOutput.nullable().describe('`null`: never.'),
+    metadata: schemas.metadataOutput.nullable().describe('What its creator gave, as it was.'),
+  })
+  .meta({ id: 'ActiveKey', description: 'The answer to JSON for a key that may do what was asked.' });
 
 const REFUSAL_CODES = Object.keys(REFUSALS) as [keyof typeof REFUSALS, ...(keyof typeof REFUSALS)[]];
 
-const inactiveOutput = z.object({
-  active: z.literal(false),
-  reason: z.object({
-    code: z.enum(REFUSAL_CODES),
-    status: z.int().describe('What the asking service should answer its own client.'),
-    detail: z.string(),
-  }),
-});
+const inactiveOutput = z
+  .object({
+    active: z.literal(false).describe('The key may not do this, or is no key.'),
+    reason: z
+      .object({
+        code: z.enum(REFUSAL_CODES).describe('The first check that failed.'),
+        status: z
+          .int()
+          .meta({ enum: [...new Set(Object.values(REFUSALS))] })
+          .describe('What the asking service should answer its own client.'),
+        detail: z.string().describe('For a developer to read.'),
+      })
+      .describe('Why not.'),
+  })
+  .meta({ id: 'InactiveKey', description: 'The answer to JSON for a key that is refused.' });
 
 const standardOutput = z
   .object({
-    active: z.boolean(),
-    scope: z.string().optional(),
-    client_id: z.string().optional(),
-    sub: z.string().optional(),
-    token_type: z.literal('Bearer').optional(),
-    exp: z.int().optional(),
-    iat: z.int().optional(),
+    active: z.boolean().describe('Whether the token is valid; the other members are there only if it is.'),
+    scope: z.string().optional().describe('All that the key may do, separated by spaces.'),
+    client_id: z.string().optional().describe('The id of the key.'),
+    sub: z.string().optional().describe('The workspace that owns the key.'),
+    token_type: z.literal('Bearer').optional().describe('How the token is sent.'),
+    exp: z.int().optional().describe('When it expires, in seconds since the epoch; absent: never.'),
+    iat: z.int().optional().describe('When it was made, in seconds since the epoch.'),
   })
-  .describe('RFC 7662 §2.2, the answer to a form.');
+  .meta({ id: 'StandardIntrospection', description: 'RFC 7662 §2.2, the answer to a form.' });
 
 type JsonAnswer = z.input<typeof activeOutput> | z.input<typeof inactiveOutput>;
 type StandardAnswer = z.input<typeof standardOutput>;
@@ -93,6 +105,13 @@ export function registerIntrospectRoute({
 }): void {
   callers.scope('introspect', 'introspection', (plain) => {
     registerFormBody(plain);
+    // Fastify checks a body by the schema of its media type, and one of no such type not at all.
+    plain.addHook('preValidation', async ({ mediaType, body }) => {
+      if (mediaType === JSON_TYPE || mediaType === FORM) return;
+      if (body === undefined)
+        throw new Failure('invalid_request', 'Send the key in a JSON body or in a form.');
+      throw new Failure('unsupported_media_type', 'Send the body as application/json or as a form.');
+    });
     plain.withTypeProvider<ZodTypeProvider>().post(
       '/v1/introspect',
       {
@@ -100,8 +119,10 @@ export function registerIntrospectRoute({
           tags: ['Introspection'],
           operationId: 'introspect',
           summary: 'May this key do this?',
-          description: '200 whenever a verdict was reached. `active` is the one member to test.',
-          body: { content: { 'application/json': { schema: jsonBody }, [FORM]: { schema: formBody } } },
+          description:
+            '200 whenever a verdict was reached. `active` is the one member to test: it is `false` also when the key is fine but this request is not.',
+          security: schemas.callerWith('introspect'),
+          body: { content: { [JSON_TYPE]: { schema: jsonBody }, [FORM]: { schema: formBody } } },
           response: {
             200: z.union([activeOutput, inactiveOutput, standardOutput]),
             ...schemas.problems({ ...schemas.CALLER_PROBLEMS, ...schemas.BODY_PROBLEMS }),
@@ -111,7 +132,7 @@ export function registerIntrospectRoute({
       async (request): Promise<JsonAnswer | StandardAnswer> => {
         const caller = callerOf(request);
         const visibleWorkspaces = caller.allowedWorkspaces;
-        if (isForm(request.headers['content-type'])) {
+        if (request.mediaType === FORM) {
           const { token } = formBody.parse(request.body);
           return standardAnswer(await verifier.verify(token, { visibleWorkspaces }));
         }
@@ -139,10 +160,6 @@ export function registerIntrospectRoute({
       },
     );
   });
-}
-
-function isForm(contentType: string | undefined): boolean {
-  return contentType?.toLowerCase().startsWith(FORM) === true;
 }
 
 function registerFormBody(app: FastifyInstance): void {

@@ -8,6 +8,7 @@ import { SYSTEM_WORKSPACE } from '../domain/workspace.ts';
 import { foreignWorkspace, type KeyLifecycle, noSuchKey, type Origin } from '../lifecycle/keys.ts';
 import type { Database } from '../storage/database.ts';
 import { findKey, listKeys } from '../storage/keys.ts';
+import { addressOf } from './address.ts';
 import { type Callers, callerOf } from './callers.ts';
 import type { CursorCodec } from './cursor.ts';
 import { viewOf } from './key-view.ts';
@@ -32,42 +33,66 @@ const createBody = z.strictObject({
   name: schemas.keyName,
   environment: schemas.environment.optional(),
   scopes: schemas.scopes.optional(),
-  expires_at: schemas.timeInput.nullable().optional(),
+  expires_at: schemas.timeInput
+    .nullable()
+    .optional()
+    .describe('An RFC 3339 time in the future; from then on the key is refused. Absent or `null`: never.'),
   restrictions: schemas.restrictionsInput.nullable().optional(),
-  rate_limit: schemas.rateLimit.nullable().optional(),
+  rate_limit: schemas.rateLimit
+    .nullable()
+    .optional()
+    .describe("Absent: the deployment's default for the environment. `null`: no limit."),
   metadata: schemas.metadata.nullable().optional(),
   created_by: schemas.createdBy.nullable().optional(),
 });
 
 const patchBody = z.strictObject({
   name: schemas.keyName.optional(),
-  scopes: schemas.scopes.nullable().optional(),
-  expires_at: schemas.timeInput.nullable().optional(),
+  scopes: schemas.scopes.nullable().optional().describe('What the key may do from now on; `null`: nothing.'),
+  expires_at: schemas.timeInput
+    .nullable()
+    .optional()
+    .describe('An RFC 3339 time in the future; from then on the key is refused. `null`: never.'),
   restrictions: schemas.restrictionsInput.nullable().optional(),
-  rate_limit: schemas.rateLimit.partial().nullable().optional(),
+  rate_limit: schemas.rateLimit
+    .partial()
+    .nullable()
+    .optional()
+    .describe('Absent members stay; `null`: no limit.'),
   metadata: schemas.metadata.nullable().optional(),
 });
 
 const revokeBody = z.strictObject({ reason: schemas.reason.nullable().optional() }).nullish();
 
 const listQuery = z.strictObject({
-  workspace_id: schemas.workspaceId.optional(),
-  environment: schemas.environment.optional(),
-  status: z.enum(KEY_STATUSES, `must be one of: ${KEY_STATUSES.join(', ')}`).optional(),
-  scope: schemas.scope.optional(),
+  workspace_id: schemas.workspaceId.optional().describe('Keys of this workspace.'),
+  environment: schemas.environment.optional().describe('Keys of this environment.'),
+  status: z
+    .enum(KEY_STATUSES, `must be one of: ${KEY_STATUSES.join(', ')}`)
+    .optional()
+    .describe('Keys of this status; absent: all.'),
+  scope: schemas.scope.optional().describe('Keys that hold this scope.'),
   name: schemas.keyName.optional().describe('Keys whose name begins with this.'),
-  created_by: schemas.createdBy.optional(),
-  expires_before: schemas.timeInput.optional(),
+  created_by: schemas.createdBy.optional().describe('Keys that this one asked for.'),
+  expires_before: schemas.timeInput.optional().describe('Keys that expire before then.'),
   unused_since: schemas.timeInput.optional().describe('Keys neither made nor used since then.'),
-  rotation_due: z.literal('true', 'must be true').optional(),
+  rotation_due: z.literal('true', 'must be true').optional().describe('Keys old enough to be rotated.'),
   limit: z
     .string()
     .regex(/^([1-9]\d?|100)$/, `must be a whole number from 1 to ${MAX_PAGE}`)
-    .optional(),
-  cursor: z.string().max(200).optional(),
+    .optional()
+    .meta({
+      documentedAs: { type: 'integer', minimum: 1, maximum: MAX_PAGE, default: DEFAULT_PAGE },
+      description: 'How many keys a page holds at most.',
+    }),
+  cursor: z
+    .string()
+    .max(200)
+    .optional()
+    .describe('`pagination.next_cursor` of the page before, asked for with the same filters.'),
 });
 
-const idParams = z.object({ id: z.string() });
+const idParams = z.object({ id: z.string().describe('The id of the key: `key_…`.') });
 const oneKey = schemas.success(schemas.keyOutput);
 const noKey = { 404: 'There is no such key that this caller may see (`not_found`).' };
 const conflict = { 409: 'The key is not active (`key_not_active`), or it is the last admin (`last_admin`).' };
@@ -90,11 +115,13 @@ export function registerKeyRoutes({
           tags: TAGS,
           operationId: 'listKeys',
           summary: 'List keys, newest first',
+          description: 'Filters add up. Keys of `system` are shown to callers that may see that workspace.',
+          security: schemas.callerWith('keys:read'),
           querystring: listQuery,
           response: {
             200: z.object({
-              success: z.literal(true),
-              data: z.array(schemas.keyOutput),
+              success: schemas.succeeded,
+              data: z.array(schemas.keyOutput).describe('The keys of this page.'),
               pagination: schemas.paginationOutput,
             }),
             ...schemas.problems(schemas.CALLER_PROBLEMS),
@@ -150,6 +177,7 @@ export function registerKeyRoutes({
           tags: TAGS,
           operationId: 'getKey',
           summary: 'Get a key',
+          security: schemas.callerWith('keys:read'),
           params: idParams,
           response: { 200: oneKey, ...schemas.problems({ ...schemas.CALLER_PROBLEMS, ...noKey }) },
         },
@@ -174,6 +202,8 @@ export function registerKeyRoutes({
           tags: TAGS,
           operationId: 'createKey',
           summary: 'Create a key',
+          description: 'The answer holds the token. It is shown this once; Claviger keeps only a hash of it.',
+          security: schemas.callerWith('keys:write'),
           body: createBody,
           response: {
             201: schemas.success(schemas.keyWithTokenOutput),
@@ -212,10 +242,12 @@ export function registerKeyRoutes({
           summary: 'Change an active key',
           description:
             'A JSON Merge Patch (RFC 7396): absent members stay, `null` clears, nested objects are merged too.',
+          security: schemas.callerWith('keys:write'),
+          consumes: ['application/json', 'application/merge-patch+json'],
           params: idParams,
           body: patchBody,
           response: {
-            200: oneKey,
+            200: schemas.changed(schemas.keyOutput),
             ...schemas.problems({
               ...schemas.CALLER_PROBLEMS,
               ...noKey,
@@ -228,24 +260,39 @@ export function registerKeyRoutes({
       async (request) => {
         const caller = callerOf(request);
         const { name, scopes, expires_at, restrictions, rate_limit, metadata } = request.body;
-        const key = await lifecycle.update(caller, originOf(request), keyIdOf(request.params.id), {
-          name,
-          scopes,
-          expiresAt: optionalTime(expires_at),
-          restrictions,
-          rateLimit: rate_limit,
-          metadata,
-        });
-        return { success: true as const, data: viewOf(key, { nowMs: caller.now, rotationDueDays }) };
+        const { key, propagation } = await lifecycle.update(
+          caller,
+          originOf(request),
+          keyIdOf(request.params.id),
+          {
+            name,
+            scopes,
+            expiresAt: optionalTime(expires_at),
+            restrictions,
+            rateLimit: rate_limit,
+            metadata,
+          },
+        );
+        return {
+          success: true as const,
+          data: viewOf(key, { nowMs: caller.now, rotationDueDays }),
+          propagation: schemas.propagationView(propagation),
+        };
       },
     );
 
     const revocation = {
       tags: TAGS,
+      security: schemas.callerWith('keys:write'),
       params: idParams,
       body: revokeBody,
       response: {
-        200: z.object({ success: z.literal(true), message: z.string(), data: schemas.keyOutput }),
+        200: z.object({
+          success: schemas.succeeded,
+          message: z.string().describe('For people to read.'),
+          data: schemas.keyOutput,
+          propagation: schemas.propagationOutput,
+        }),
         ...schemas.problems({ ...schemas.CALLER_PROBLEMS, ...noKey, ...conflict, ...schemas.BODY_PROBLEMS }),
       },
     };
@@ -253,7 +300,7 @@ export function registerKeyRoutes({
       request: FastifyRequest<{ Params: z.output<typeof idParams>; Body: z.output<typeof revokeBody> }>,
     ) => {
       const caller = callerOf(request);
-      const key = await lifecycle.revoke(
+      const { key, propagation } = await lifecycle.revoke(
         caller,
         originOf(request),
         keyIdOf(request.params.id),
@@ -263,6 +310,7 @@ export function registerKeyRoutes({
         success: true as const,
         message: 'API key revoked successfully',
         data: viewOf(key, { nowMs: caller.now, rotationDueDays }),
+        propagation: schemas.propagationView(propagation),
       };
     };
     app.delete(
@@ -272,7 +320,8 @@ export function registerKeyRoutes({
           ...revocation,
           operationId: 'deleteKey',
           summary: 'Revoke a key',
-          description: 'Permanent and idempotent.',
+          description:
+            'Permanent and immediate. Idempotent: a second call answers with the first revocation. The same as `POST …/revoke`.',
         },
       },
       revoke,
@@ -284,7 +333,8 @@ export function registerKeyRoutes({
           ...revocation,
           operationId: 'revokeKey',
           summary: 'Revoke a key',
-          description: 'The same as DELETE.',
+          description:
+            'The same as `DELETE /v1/api-keys/{id}`, for clients that cannot send that with a body.',
         },
       },
       revoke,
@@ -293,7 +343,7 @@ export function registerKeyRoutes({
 }
 
 export function originOf(request: FastifyRequest): Origin {
-  return { address: request.ip, requestId: request.id };
+  return { address: addressOf(request), requestId: request.id };
 }
 
 /** A string that is no key id names no key. */

@@ -1,5 +1,6 @@
 import type { ZodTypeProvider } from 'fastify-type-provider-zod';
 import { z } from 'zod';
+import { PERMISSIONS } from '../domain/scope.ts';
 import { type Callers, callerOf } from './callers.ts';
 import * as schemas from './schemas.ts';
 
@@ -13,14 +14,18 @@ export function registerMeRoute({ callers }: { callers: Callers }): void {
           tags: ['Service keys'],
           operationId: 'getMe',
           summary: 'The service key that calls',
+          description: 'Any service key may ask, whatever its permissions.',
+          security: schemas.callerWith(),
           response: {
             200: schemas.success(
               z.object({
-                id: z.string(),
-                name: z.string(),
-                permissions: z.array(z.string()),
-                restrictions: schemas.restrictionsOutput.nullable(),
-                expires_at: schemas.timeOutput.nullable(),
+                id: schemas.keyId,
+                name: z.string().describe('What people call the service key.'),
+                permissions: z
+                  .array(z.string().meta({ enum: [...PERMISSIONS] }))
+                  .describe('What it may do; `admin` is all of them.'),
+                restrictions: schemas.restrictionsOutput.nullable().describe('`null`: none.'),
+                expires_at: schemas.timeOutput.nullable().describe('`null`: never.'),
               }),
             ),
             ...schemas.problems(schemas.CALLER_PROBLEMS),

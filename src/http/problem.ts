@@ -1,34 +1,43 @@
 import { STATUS_CODES } from 'node:http';
-import type { Socket } from 'node:net';
 import type { FastifyError, FastifyReply, FastifyRequest } from 'fastify';
 import { hasZodFastifySchemaValidationErrors } from 'fastify-type-provider-zod';
 import { z } from 'zod';
 import { ERRORS, type ErrorCode, Failure, type InputFault } from '../domain/errors.ts';
-import { newRequestId } from './request-id.ts';
 
 /** `application/problem+json` (RFC 9457) with Claviger's extensions (contract §3). */
 export const problemSchema = z
   .object({
     type: z.string().describe('`urn:claviger:error:<code>`'),
-    title: z.string(),
-    status: z.int(),
+    title: z.string().describe('What went wrong, the same for each `code`.'),
+    status: z.int().describe('The HTTP status of this response.'),
     detail: z.string().describe('What went wrong this time, for a developer to read.'),
     instance: z.string().describe('`urn:claviger:request:<request id>`'),
-    success: z.literal(false),
-    code: z.string().describe('The one member to branch on.'),
-    request_id: z.string(),
+    success: z.literal(false).describe('`false`; a success has `true` here.'),
+    code: z
+      .string()
+      .meta({ enum: Object.keys(ERRORS), description: 'The one member to branch on: a closed list.' }),
+    request_id: z
+      .string()
+      .describe('What to name when asking for help: the `X-Request-Id` of this response.'),
     errors: z
-      .array(z.object({ path: z.string(), message: z.string() }))
+      .array(
+        z.object({
+          path: z.string().describe('Where in the request: `restrictions.allowed_ips.0`.'),
+          message: z.string().describe('What to do about it.'),
+        }),
+      )
       .optional()
       .describe('Each fault of the input, by its path in the request.'),
   })
-  .meta({ id: 'Problem' });
+  .meta({ id: 'Problem', description: 'An error (RFC 9457).' });
 
 type Problem = z.infer<typeof problemSchema>;
 
 export const PROBLEM_TYPE = 'application/problem+json';
 const REALM = 'Bearer realm="claviger"';
 const DEFAULT_RETRY_AFTER_SECONDS = 1;
+/** A body of 64 KiB can have thousands of faults; nobody reads that many. */
+const MAX_FAULTS = 100;
 /** Member names longer than this or of other characters are not repeated: a token sent as a name would be. */
 const SPEAKABLE_NAME = /^[A-Za-z0-9_.-]{1,40}$/;
 
@@ -105,7 +114,7 @@ function problemOf(
     success: false,
     code,
     request_id: requestId,
-    ...(errors === undefined ? {} : { errors: [...errors] }),
+    ...(errors === undefined ? {} : { errors: errors.slice(0, MAX_FAULTS) }),
   };
 }
 
@@ -135,19 +144,12 @@ function pathOf(names: readonly string[]): string {
     .join('.');
 }
 
-/** Answers on a socket whose bytes were no HTTP request that could be handled (Node's `clientError`). */
-export function answerClientError(socket: Socket): void {
-  if (!socket.writable || socket.destroyed) {
-    socket.destroy();
-    return;
-  }
-  const requestId = newRequestId();
-  const body = JSON.stringify(
-    problemOf('invalid_request', 'This is not a well-formed HTTP request.', requestId),
-  );
-  const { status } = ERRORS.invalid_request;
-  socket.end(
+/** A whole HTTP response with a problem, for a connection that has no request to answer and is closed behind it. */
+export function problemText(failure: Failure, requestId: string): string {
+  const body = JSON.stringify(problemOf(failure.code, failure.message, requestId));
+  const { status } = ERRORS[failure.code];
+  return (
     `HTTP/1.1 ${status} ${STATUS_CODES[status]}\r\nContent-Type: ${PROBLEM_TYPE}\r\nContent-Length: ${Buffer.byteLength(body)}\r\n` +
-      `X-Request-Id: ${requestId}\r\nCache-Control: no-store\r\nConnection: close\r\n\r\n${body}`,
+    `X-Request-Id: ${requestId}\r\nCache-Control: no-store\r\nConnection: close\r\n\r\n${body}`
   );
 }

@@ -8,8 +8,8 @@ import * as schemas from './schemas.ts';
 const bulkBody = z
   .strictObject({
     reason: schemas.reason.nullable(),
-    environment: schemas.environment,
-    created_by: schemas.createdBy,
+    environment: schemas.environment.describe('Only keys of this environment.'),
+    created_by: schemas.createdBy.describe('Only keys that this one asked for.'),
   })
   .partial()
   .nullish();
@@ -32,10 +32,11 @@ export function registerWorkspaceRoutes({
           summary: "Revoke a workspace's keys",
           description:
             'All of them, or those of one environment or creator. Keys revoked before keep their time and reason.',
+          security: schemas.callerWith('keys:write'),
           params: z.object({ id: schemas.workspaceId }),
           body: bulkBody,
           response: {
-            200: schemas.success(z.object({ revoked: z.int().describe('How many keys this call revoked.') })),
+            200: schemas.changed(z.object({ revoked: z.int().describe('How many keys this call revoked.') })),
             ...schemas.problems({
               ...schemas.CALLER_PROBLEMS,
               ...schemas.BODY_PROBLEMS,
@@ -46,12 +47,21 @@ export function registerWorkspaceRoutes({
       },
       async (request) => {
         const { environment, created_by, reason } = request.body ?? {};
-        const revoked = await lifecycle.revokeAll(callerOf(request), originOf(request), request.params.id, {
-          environment,
-          createdBy: created_by,
-          reason: reason ?? null,
-        });
-        return { success: true as const, data: { revoked } };
+        const { revoked, propagation } = await lifecycle.revokeAll(
+          callerOf(request),
+          originOf(request),
+          request.params.id,
+          {
+            environment,
+            createdBy: created_by,
+            reason: reason ?? null,
+          },
+        );
+        return {
+          success: true as const,
+          data: { revoked },
+          propagation: schemas.propagationView(propagation),
+        };
       },
     );
   });

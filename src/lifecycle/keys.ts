@@ -33,6 +33,7 @@ import {
   revokeWorkspaceKeys,
   updateKey,
 } from '../storage/keys.ts';
+import type { Changed, Membership, Propagation } from '../verification/membership.ts';
 import type { SecretHasher } from '../verification/secret-hasher.ts';
 
 /** What a caller says of a new key; what it leaves out is `undefined`. */
@@ -55,6 +56,12 @@ export interface CreatedKey {
   readonly token: string;
 }
 
+/** A key after a change that holds on every instance by now. */
+export interface ChangedKey {
+  readonly key: Key;
+  readonly propagation: Propagation;
+}
+
 /** Where and in which request the caller acts. */
 export interface Origin {
   readonly address: string;
@@ -65,16 +72,16 @@ export interface Origin {
 export interface KeyLifecycle {
   create(caller: Caller, origin: Origin, newKey: NewKey): Promise<CreatedKey>;
   /** Merges a patch into an active key. */
-  update(caller: Caller, origin: Origin, id: KeyId, patch: KeyPatch): Promise<Key>;
+  update(caller: Caller, origin: Origin, id: KeyId, patch: KeyPatch): Promise<ChangedKey>;
   /** Idempotent: the first revocation's time and reason stay. */
-  revoke(caller: Caller, origin: Origin, id: KeyId, reason: string | null): Promise<Key>;
+  revoke(caller: Caller, origin: Origin, id: KeyId, reason: string | null): Promise<ChangedKey>;
   /** Revokes a workspace's keys, by environment and creator where these are given; answers how many. */
   revokeAll(
     caller: Caller,
     origin: Origin,
     workspaceId: string,
     filters: { environment: string | undefined; createdBy: string | undefined; reason: string | null },
-  ): Promise<number>;
+  ): Promise<{ readonly revoked: number; readonly propagation: Propagation }>;
   /** Makes an admin key for the operator at the command line. */
   createAdmin(name: string): Promise<CreatedKey>;
   /**
@@ -88,6 +95,7 @@ export interface KeyLifecycle {
 
 export interface KeyLifecycleOptions {
   readonly database: Database;
+  readonly membership: Pick<Membership, 'change'>;
   readonly hasher: SecretHasher;
   readonly mint: TokenMint;
   /** The row of the secret that mints (storage/key-secrets.ts). */
@@ -101,7 +109,7 @@ const DEFAULT_ENVIRONMENT = 'live';
 const MAX_NAME_LENGTH = 120;
 
 export function createKeyLifecycle(options: KeyLifecycleOptions): KeyLifecycle {
-  const { database, hasher, mint, secretId, prefix, environments } = options;
+  const { database, membership, hasher, mint, secretId, prefix, environments } = options;
 
   /** Mints and hashes outside any transaction, since that takes a core for a while. */
   async function make(
@@ -190,8 +198,8 @@ export function createKeyLifecycle(options: KeyLifecycleOptions): KeyLifecycle {
       });
     },
 
-    update: (caller, origin, id, patch) =>
-      database.transaction(async (executor) => {
+    async update(caller, origin, id, patch) {
+      const { result: key, propagation } = await membership.change(async (executor) => {
         const before = await lockVisible(executor, caller, id);
         if (statusOf(before, caller.now) !== 'active') {
           throw new Failure(
@@ -205,7 +213,7 @@ export function createKeyLifecycle(options: KeyLifecycleOptions): KeyLifecycle {
         refuseExcess(caller, after);
         await keepAnAdmin(executor, before, after, caller.now);
         const changes = changedMembers(shown(before), shown(after));
-        if (changes === undefined) return before;
+        if (changes === undefined) return keyChanged(before, { repeated: true });
         await updateKey(executor, after);
         await appendAuditEvent(
           executor,
@@ -218,13 +226,15 @@ export function createKeyLifecycle(options: KeyLifecycleOptions): KeyLifecycle {
           },
           caller.now,
         );
-        return after;
-      }),
+        return keyChanged(after);
+      });
+      return { key, propagation };
+    },
 
-    revoke: (caller, origin, id, reason) =>
-      database.transaction(async (executor) => {
+    async revoke(caller, origin, id, reason) {
+      const { result: key, propagation } = await membership.change(async (executor) => {
         const before = await lockVisible(executor, caller, id);
-        if (before.revokedAt !== null) return before;
+        if (before.revokedAt !== null) return keyChanged(before, { repeated: true });
         await keepAnAdmin(executor, before, undefined, caller.now);
         const revokedAt = Math.floor(await readDatabaseTime(executor));
         await revokeKey(executor, id, { at: revokedAt, reason });
@@ -240,15 +250,17 @@ export function createKeyLifecycle(options: KeyLifecycleOptions): KeyLifecycle {
           },
           revokedAt,
         );
-        return { ...before, revokedAt, revokedReason: reason };
-      }),
+        return keyChanged({ ...before, revokedAt, revokedReason: reason });
+      });
+      return { key, propagation };
+    },
 
     async revokeAll(caller, origin, workspaceId, { environment, createdBy, reason }) {
       if (workspaceId === SYSTEM_WORKSPACE) {
         throw new Failure('forbidden', 'The keys of the workspace "system" cannot be revoked in bulk.');
       }
       if (!reaches(caller, workspaceId)) throw new Failure('not_found', 'There is no such workspace.');
-      return database.transaction(async (executor) => {
+      const { result: revoked, propagation } = await membership.change(async (executor) => {
         await lockWorkspace(executor, workspaceId);
         const at = Math.floor(await readDatabaseTime(executor));
         const revoked = await revokeWorkspaceKeys(
@@ -268,8 +280,9 @@ export function createKeyLifecycle(options: KeyLifecycleOptions): KeyLifecycle {
           },
           at,
         );
-        return revoked;
+        return { result: revoked, subject: { kind: 'workspace', id: workspaceId }, repeated: revoked === 0 };
       });
+      return { revoked, propagation };
     },
 
     async createAdmin(name) {
@@ -292,6 +305,10 @@ export function createKeyLifecycle(options: KeyLifecycleOptions): KeyLifecycle {
 
     hasServiceKey: () => database.read(hasServiceKeys),
   };
+}
+
+function keyChanged(key: Key, { repeated = false } = {}): Changed<Key> {
+  return { result: key, subject: { kind: 'key', id: key.id }, repeated };
 }
 
 /** Finds and locks a key that the caller may see; for a service key the workspace `system` first, so that admins are counted one change at a time. */

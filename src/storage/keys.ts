@@ -19,7 +19,7 @@ import type { Key, KeyStatus } from '../domain/key.ts';
 import { type KeyId, keyIdFromUuid, keyIdToUuid, uuidFloor } from '../domain/key-id.ts';
 import { SYSTEM_WORKSPACE } from '../domain/workspace.ts';
 import type { Executor } from './database.ts';
-import { apiKeys, workspaces } from './schema.ts';
+import { apiKeys, verifiedSecrets, workspaces } from './schema.ts';
 
 /** All of a key but its hash, which goes to verification/ and to nobody else. */
 const { hash: hashColumn, secretId: _, ...keyColumns } = getTableColumns(apiKeys);
@@ -31,6 +31,12 @@ export interface HashedKey {
   readonly hash: string;
 }
 
+/** What verification loads: the key, its hash and memo, and the database's time of reading them, in milliseconds. */
+export interface LoadedKey extends HashedKey {
+  readonly memo: Buffer | null;
+  readonly nowMs: number;
+}
+
 const databaseTime = sql<number>`(extract(epoch FROM clock_timestamp()) * 1000)::float8`;
 
 /** Database time in milliseconds since the epoch. */
@@ -39,16 +45,22 @@ export async function readDatabaseTime(executor: Executor): Promise<number> {
   return rows[0]?.now ?? Number.NaN;
 }
 
-/** The key, its hash and the database's time of reading it (ms), by primary key. */
-export async function findHashedKey(
-  executor: Executor,
-  id: KeyId,
-): Promise<{ hashed: HashedKey; nowMs: number } | undefined> {
+/** Loads a key for verification: one query by primary key. */
+export async function loadKey(executor: Executor, id: KeyId): Promise<LoadedKey | undefined> {
   const [row] = await executor
-    .select({ ...keyColumns, hash: hashColumn, nowMs: databaseTime })
+    .select({ ...keyColumns, hash: hashColumn, memo: verifiedSecrets.mac, nowMs: databaseTime })
     .from(apiKeys)
+    .leftJoin(verifiedSecrets, eq(verifiedSecrets.keyId, apiKeys.id))
     .where(eq(apiKeys.id, keyIdToUuid(id)));
-  return row && { hashed: { key: keyOf(row), hash: row.hash }, nowMs: row.nowMs };
+  return row && { key: keyOf(row), hash: row.hash, memo: row.memo, nowMs: row.nowMs };
+}
+
+/** Remembers that a token was proved, as a MAC of it (verification/memo.ts). */
+export async function storeMemo(executor: Executor, id: KeyId, mac: Buffer): Promise<void> {
+  await executor
+    .insert(verifiedSecrets)
+    .values({ keyId: keyIdToUuid(id), mac })
+    .onConflictDoUpdate({ target: verifiedSecrets.keyId, set: { mac } });
 }
 
 export async function findKey(executor: Executor, id: KeyId): Promise<Key | undefined> {
@@ -209,21 +221,28 @@ export interface KeyPage {
   readonly nowMs: number;
 }
 
-/** One page of keys, newest first. */
+/**
+ * One page of keys, newest first. Lists with a filter of equality are in the order of creation time, which their
+ * indexes have and the primary key has not: the planner would else walk that past keys of other workspaces, on the
+ * assumption that a workspace's keys are spread evenly over time. The list of all keys is in the order of ids; the
+ * two orders are the same (`api_keys_created_at_of_id`).
+ */
 export async function listKeys(executor: Executor, page: KeyPage): Promise<Key[]> {
   const { workspaceId } = page.filters;
   if (workspaceId !== undefined || page.visibleWorkspaces === null) {
+    const order = isListedByTime(page.filters) ? BY_TIME : BY_ID;
     const rows = await executor
       .select(keyColumns)
       .from(apiKeys)
       .where(
         and(
-          workspaceId === undefined ? undefined : eq(apiKeys.workspaceId, workspaceId),
+          // What always holds opens the indexes that are for lists over all workspaces alone (schema.ts).
+          workspaceId === undefined ? ne(apiKeys.prefix, sql`''`) : eq(apiKeys.workspaceId, workspaceId),
           page.includeSystem ? undefined : ne(apiKeys.workspaceId, SYSTEM_WORKSPACE),
-          matches(page),
+          matches(page, order),
         ),
       )
-      .orderBy(desc(apiKeys.id))
+      .orderBy(...order.newestFirst)
       .limit(page.limit);
     return rows.map(keyOf);
   }
@@ -231,34 +250,68 @@ export async function listKeys(executor: Executor, page: KeyPage): Promise<Key[]
   const newest = executor
     .select(keyColumns)
     .from(apiKeys)
-    .where(and(eq(apiKeys.workspaceId, sql`visible.id`), matches(page)))
-    .orderBy(desc(apiKeys.id))
-    .limit(page.limit)
+    .where(and(eq(apiKeys.workspaceId, sql`visible.id`), matches(page, BY_TIME)))
+    .orderBy(...BY_TIME.newestFirst)
+    // In a subquery the planner cannot see the number, and takes the ordered index for a workspace of any size.
+    // A plain number as large as an average workspace makes it read all of one, then sort.
+    .limit(sql`(SELECT ${page.limit}::bigint)` as unknown as number)
     .as('newest');
   const rows = await executor
     .select(newest._.selectedFields)
     .from(sql`unnest(${sql.param(page.visibleWorkspaces)}::text[]) AS visible(id)`)
     .crossJoinLateral(newest)
-    .orderBy(desc(newest.id))
+    .orderBy(desc(newest.createdAt), desc(newest.id))
     .limit(page.limit);
   return rows.map(keyOf);
 }
 
-function matches({ filters, after, nowMs }: KeyPage): SQL | undefined {
+interface ListOrder {
+  readonly newestFirst: readonly SQL[];
+  madeBefore(timeMs: number): SQL;
+  behind(last: KeyId): SQL;
+}
+
+const BY_ID: ListOrder = {
+  newestFirst: [desc(apiKeys.id)],
+  madeBefore: (timeMs) => lt(apiKeys.id, uuidFloor(timeMs)),
+  behind: (last) => lt(apiKeys.id, keyIdToUuid(last)),
+};
+
+const BY_TIME: ListOrder = {
+  newestFirst: [desc(apiKeys.createdAt), desc(apiKeys.id)],
+  madeBefore: (timeMs) => lt(apiKeys.createdAt, new Date(timeMs)),
+  behind(last) {
+    const uuid = keyIdToUuid(last);
+    const time = sql.param(uuidTime(uuid), apiKeys.createdAt);
+    return sql`(${apiKeys.createdAt}, ${apiKeys.id}) < (${time}, ${sql.param(uuid, apiKeys.id)})`;
+  },
+};
+
+/** Whether one of the filters has an index in the order of creation. */
+function isListedByTime({ workspaceId, environment, status, createdBy, createdBefore }: KeyFilters): boolean {
+  return [workspaceId, environment, status, createdBy, createdBefore].some((filter) => filter !== undefined);
+}
+
+/** The time part of a UUIDv7 (RFC 9562 §5.7). */
+function uuidTime(uuid: string): Date {
+  return new Date(Number.parseInt(uuid.slice(0, 8) + uuid.slice(9, 13), 16));
+}
+
+function matches({ filters, after, nowMs }: KeyPage, order: ListOrder): SQL | undefined {
   const { environment, status, scope, namePrefix, createdBy, expiresBefore, unusedSince, createdBefore } =
     filters;
   return and(
-    after === undefined ? undefined : lt(apiKeys.id, keyIdToUuid(after)),
+    after === undefined ? undefined : order.behind(after),
     environment === undefined ? undefined : eq(apiKeys.environment, environment),
     status === undefined ? undefined : hasStatus(status, nowMs),
     scope === undefined ? undefined : sql`${apiKeys.scopes} @> ARRAY[${scope}]::text[]`,
     namePrefix === undefined ? undefined : like(apiKeys.name, `${namePrefix.replace(/[\\%_]/g, '\\$&')}%`),
     createdBy === undefined ? undefined : eq(apiKeys.createdBy, createdBy),
     expiresBefore === undefined ? undefined : lt(apiKeys.expiresAt, new Date(expiresBefore)),
-    unusedSince === undefined ? undefined : lt(apiKeys.id, uuidFloor(unusedSince)),
+    unusedSince === undefined ? undefined : order.madeBefore(unusedSince),
     createdBefore === undefined
       ? undefined
-      : and(lt(apiKeys.id, uuidFloor(createdBefore)), hasStatus('active', nowMs)),
+      : and(order.madeBefore(createdBefore), hasStatus('active', nowMs)),
   );
 }
 

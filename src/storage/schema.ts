@@ -1,11 +1,13 @@
 import { sql } from 'drizzle-orm';
 import {
+  boolean,
   check,
   customType,
   index,
   integer,
   jsonb,
   pgTable,
+  primaryKey,
   smallint,
   text,
   timestamp,
@@ -66,18 +68,44 @@ export const apiKeys = pgTable(
     revokedReason: text('revoked_reason'),
   },
   (table) => [
-    // Lists are newest first, and a page costs the same in a table of any size: each filter has its index.
-    index('api_keys_workspace').on(table.workspaceId, table.id),
-    index('api_keys_environment').on(table.environment, table.id),
+    // Lists are newest first, and a page costs the same in a table of any size: each filter of equality has an index
+    // in the order of creation. Scopes, names and expiries have one that finds the matches.
+    index('api_keys_workspace').on(table.workspaceId, table.createdAt, table.id),
+    index('api_keys_workspace_environment').on(
+      table.workspaceId,
+      table.environment,
+      table.createdAt,
+      table.id,
+    ),
+    index('api_keys_workspace_unrevoked')
+      .on(table.workspaceId, table.createdAt, table.id)
+      .where(sql`${table.revokedAt} IS NULL`),
+    index('api_keys_workspace_revoked')
+      .on(table.workspaceId, table.createdAt, table.id)
+      .where(sql`${table.revokedAt} IS NOT NULL`),
+    index('api_keys_created_by')
+      .on(table.createdBy, table.createdAt, table.id)
+      .where(sql`${table.createdBy} IS NOT NULL`),
+    // `prefix <> ''` holds for every row. Only lists over all workspaces say it, so that for those of one workspace
+    // the planner cannot take these, and walk past the keys of all others.
+    index('api_keys_environment')
+      .on(table.environment, table.createdAt, table.id)
+      .where(sql`${table.prefix} <> ''`),
+    index('api_keys_unrevoked')
+      .on(table.createdAt, table.id)
+      .where(sql`${table.revokedAt} IS NULL AND ${table.prefix} <> ''`),
+    index('api_keys_revoked')
+      .on(table.createdAt, table.id)
+      .where(sql`${table.revokedAt} IS NOT NULL AND ${table.prefix} <> ''`),
     index('api_keys_name').on(table.name.op('text_pattern_ops'), table.id),
-    index('api_keys_created_by').on(table.createdBy, table.id).where(sql`${table.createdBy} IS NOT NULL`),
     index('api_keys_scopes').using('gin', table.scopes),
-    index('api_keys_expires_at')
-      .on(table.expiresAt)
-      .where(sql`${table.expiresAt} IS NOT NULL AND ${table.revokedAt} IS NULL`),
-    index('api_keys_revoked').on(table.id).where(sql`${table.revokedAt} IS NOT NULL`),
-    index('api_keys_unrevoked').on(table.workspaceId, table.id).where(sql`${table.revokedAt} IS NULL`),
+    index('api_keys_expires_at').on(table.expiresAt).where(sql`${table.expiresAt} IS NOT NULL`),
     index('api_keys_secret').on(table.secretId).where(sql`${table.revokedAt} IS NULL`),
+    // Lists and their cursors take the order of ids and the order of creation for one.
+    check(
+      'api_keys_created_at_of_id',
+      sql`('x' || left(replace(${table.id}::text, '-', ''), 12))::bit(48)::bigint = (extract(epoch FROM ${table.createdAt}) * 1000)::bigint`,
+    ),
     check('api_keys_environment_form', sql`${table.environment} ~ '^[a-z][a-z0-9]{0,15}$'`),
     check(
       'api_keys_service_environment',
@@ -86,8 +114,15 @@ export const apiKeys = pgTable(
     check('api_keys_name_length', sql`char_length(${table.name}) BETWEEN 1 AND 120`),
     check('api_keys_prefix_form', sql`${table.prefix} ~ '^[a-z][a-z0-9]{0,15}_[a-z][a-z0-9]{0,15}_$'`),
     check('api_keys_last_characters_form', sql`${table.lastCharacters} ~ '^[0-9A-Za-z]{4}$'`),
-    check('api_keys_hash_form', sql`starts_with(${table.hash}, '$argon2id$')`),
-    check('api_keys_scopes_count', sql`cardinality(${table.scopes}) <= 64`),
+    // Whole PHC strings alone: what is no hash, a token above all, cannot get here.
+    check(
+      'api_keys_hash_form',
+      sql`${table.hash} ~ '^[$]argon2id[$]v=19[$]m=[0-9]+,t=[0-9]+,p=[0-9]+[$][A-Za-z0-9+/]{22,}[$][A-Za-z0-9+/]{43,}$'`,
+    ),
+    check(
+      'api_keys_scopes_count',
+      sql`cardinality(${table.scopes}) <= 64 AND array_position(${table.scopes}, NULL) IS NULL`,
+    ),
     check(
       'api_keys_rate_limit_form',
       sql`num_nulls(${table.rateLimit}, ${table.rateLimitWindowSeconds}) IN (0, 2) AND ${table.rateLimit} >= 1 AND ${table.rateLimitWindowSeconds} BETWEEN 1 AND 2678400`,
@@ -120,3 +155,40 @@ export const auditEvents = pgTable(
     index('audit_events_key').on(table.keyId, table.id),
   ],
 );
+
+/**
+ * The running instances that may answer from memory (docs/revocation.md). An id is used once; a row goes only when
+ * it is released: by its owner, whose memory is empty by then, or by one that has waited its fence out.
+ */
+export const instances = pgTable(
+  'instances',
+  {
+    id: uuid().primaryKey(),
+    leaseMs: integer('lease_ms').notNull(),
+    fenced: boolean().notNull().default(false),
+    released: boolean().notNull().default(false),
+    /** For the eyes of operators; nothing compares it. */
+    renewedAt: time('renewed_at').notNull().defaultNow(),
+  },
+  (table) => [check('instances_lease_form', sql`${table.leaseMs} > 0`)],
+);
+
+/** Which instance has dropped what a change made stale. Worth something for seconds; a crash may empty it. */
+export const acknowledgements = pgTable(
+  'acknowledgements',
+  {
+    changeId: uuid('change_id').notNull(),
+    instanceId: uuid('instance_id').notNull(),
+    at: time('at').notNull().defaultNow(),
+  },
+  (table) => [primaryKey({ columns: [table.changeId, table.instanceId] })],
+);
+
+/**
+ * The memo: that the token which this MAC was made of has matched the hash of this key. It saves other instances
+ * the argon2, proves nothing without KEY_SECRET, and a crash may empty it.
+ */
+export const verifiedSecrets = pgTable('verified_secrets', {
+  keyId: uuid('key_id').primaryKey(),
+  mac: bytea().notNull(),
+});

@@ -1,5 +1,6 @@
 import argon2 from 'argon2';
 import { Failure } from '../domain/errors.ts';
+import { type EngineObserver, UNOBSERVED } from './observer.ts';
 
 /** Cost parameters of argon2id (RFC 9106 §3.1). */
 export interface Argon2Parameters {
@@ -15,6 +16,8 @@ export interface SecretHasher {
   verify(token: string, hash: string): Promise<boolean>;
   /** Whether the hash was made with weaker parameters than are wanted now. */
   isWeak(hash: string): boolean;
+  /** How many computations run and wait now. */
+  load(): { readonly running: number; readonly waiting: number };
 }
 
 export interface SecretHasherOptions {
@@ -23,6 +26,7 @@ export interface SecretHasherOptions {
   readonly slots: number;
   /** How many more may wait. Beyond it: `overloaded`, since an answer would come too late to be of use. */
   readonly queueLength: number;
+  readonly observer?: Pick<EngineObserver, 'hashed' | 'overloaded'>;
 }
 
 const RETRY_AFTER_SECONDS = 1;
@@ -31,7 +35,12 @@ const RETRY_AFTER_SECONDS = 1;
  * argon2id in a bounded pool.
  * @throws Failure `overloaded` when all slots are taken and the queue is full; nothing was decided then.
  */
-export function createSecretHasher({ parameters, slots, queueLength }: SecretHasherOptions): SecretHasher {
+export function createSecretHasher({
+  parameters,
+  slots,
+  queueLength,
+  observer = UNOBSERVED,
+}: SecretHasherOptions): SecretHasher {
   const wanted = {
     memoryCost: parameters.memoryKib,
     timeCost: parameters.timeCost,
@@ -41,10 +50,12 @@ export function createSecretHasher({ parameters, slots, queueLength }: SecretHas
   let running = 0;
 
   async function inSlot<T>(work: () => Promise<T>): Promise<T> {
+    const askedAt = performance.now();
     if (running < slots) {
       running++;
     } else {
       if (waiting.length >= queueLength) {
+        observer.overloaded();
         throw new Failure(
           'overloaded',
           'Too many keys are being verified for the first time; nothing was decided.',
@@ -56,9 +67,11 @@ export function createSecretHasher({ parameters, slots, queueLength }: SecretHas
       // The slot is handed over: `running` stays as it is.
       await new Promise<void>((resolve) => waiting.push(resolve));
     }
+    const startedAt = performance.now();
     try {
       return await work();
     } finally {
+      observer.hashed({ waitedMs: startedAt - askedAt, tookMs: performance.now() - startedAt });
       const next = waiting.shift();
       if (next === undefined) running--;
       else next();
@@ -69,6 +82,7 @@ export function createSecretHasher({ parameters, slots, queueLength }: SecretHas
     hash: (token) => inSlot(() => argon2.hash(token, { type: argon2.argon2id, ...wanted })),
     verify: (token, hash) => inSlot(() => argon2.verify(hash, token)),
     isWeak: (hash) => costOf(hash) < wanted.memoryCost * wanted.timeCost,
+    load: () => ({ running, waiting: waiting.length }),
   };
 }
 

@@ -1,20 +1,23 @@
+import { hash as digest, timingSafeEqual } from 'node:crypto';
 import { type Caller, callerOf } from '../domain/caller.ts';
 import {
   type Decision,
   decide,
   INVALID,
-  isVisible,
   type KeyRecord,
   type Question,
   refuseUnproved,
 } from '../domain/decision.ts';
 import { Failure } from '../domain/errors.ts';
-import type { Key } from '../domain/key.ts';
+import type { KeyId } from '../domain/key-id.ts';
+import { hmacSha256 } from '../domain/key-secret.ts';
 import { compileRestrictions } from '../domain/restriction.ts';
 import type { TokenMint } from '../domain/token.ts';
 import { SYSTEM_WORKSPACE } from '../domain/workspace.ts';
 import type { Database } from '../storage/database.ts';
-import { findHashedKey, replaceHash } from '../storage/keys.ts';
+import { type LoadedKey, loadKey, replaceHash, storeMemo } from '../storage/keys.ts';
+import type { EngineObserver } from './observer.ts';
+import type { Flight, RecordCache } from './record-cache.ts';
 import type { SecretHasher } from './secret-hasher.ts';
 
 /** What came of showing a service key: who calls, or why not. */
@@ -22,66 +25,136 @@ export type Authentication =
   | { readonly authenticated: true; readonly caller: Caller }
   | { readonly authenticated: false; readonly because: 'invalid' | 'address' };
 
+/** A promise only where the database or argon2 had to be asked: a warm answer waits for nothing. */
+export type Soon<T> = T | Promise<T>;
+
 export interface Verifier {
   /**
    * Decides what the holder of `token` may do.
    * @throws Failure `overloaded` or `unavailable`: no verdict was reached.
    */
-  verify(token: string, question: Question): Promise<Decision>;
+  verify(token: string, question: Question): Soon<Decision>;
   /** Finds out which service key calls Claviger, from which address. Throws as `verify` does. */
-  authenticate(token: string, address: string): Promise<Authentication>;
+  authenticate(token: string, address: string): Soon<Authentication>;
 }
+
+/** A token's record and the database time (ms) to judge it by; `undefined` for a token that is not genuine. */
+export type Resolved = { readonly record: KeyRecord; readonly nowMs: number } | undefined;
 
 export interface VerifierOptions {
   readonly database: Database;
   readonly mint: TokenMint;
   readonly hasher: SecretHasher;
+  readonly cache: RecordCache<Resolved>;
+  /** Whether memory may answer, and the database time to judge it by. */
+  readonly lease: { isLeased(): boolean; now(): number | undefined };
+  /** The key of the memo's MACs; `undefined`: no memo. */
+  readonly memoKey: Uint8Array | undefined;
+  readonly observer: EngineObserver;
 }
 
-/** The one way from a token to a verdict: parse, load, prove, decide. */
-export function createVerifier({ database, mint, hasher }: VerifierOptions): Verifier {
-  async function load(token: string) {
+/** The one way from a token to a verdict (docs/architecture.md): memory, else parse, load, prove; then decide. */
+export function createVerifier(options: VerifierOptions): Verifier {
+  const { database, mint, hasher, cache, lease, memoKey, observer } = options;
+
+  function resolve(token: string): Soon<Resolved> {
+    const leased = lease.isLeased();
+    const tokenDigest = digest('sha256', token, 'base64url');
+    if (leased) {
+      const held = fromMemory(tokenDigest);
+      if (held !== undefined) return held;
+      const flight = cache.joinable(tokenDigest);
+      if (flight?.outcome !== undefined) return flight.outcome;
+    }
     const id = mint.identify(token);
-    return id === undefined ? undefined : database.read((executor) => findHashedKey(executor, id));
+    if (id === undefined) {
+      observer.lookedUp('unminted');
+      return undefined;
+    }
+    observer.lookedUp('database');
+    if (!leased) return load({ token, tokenDigest, id }, undefined);
+
+    const flight = cache.begin(tokenDigest, id);
+    flight.outcome = load({ token, tokenDigest, id }, flight).finally(() => cache.end(flight));
+    return flight.outcome;
   }
 
-  async function proves(token: string, key: Key, hash: string): Promise<boolean> {
-    if (!(await hasher.verify(token, hash))) return false;
-    if (hasher.isWeak(hash)) await strengthen(token, key, hash);
-    return true;
+  function fromMemory(tokenDigest: string): Resolved {
+    const entry = cache.find(tokenDigest);
+    const record = entry && cache.currentRecord(entry);
+    const nowMs = lease.now();
+    if (entry === undefined || record === undefined || nowMs === undefined) return undefined;
+    // A key that is over needs no proof: its token was minted here, and nothing but its end is told.
+    if (entry.provenHash !== entry.hash && refuseUnproved(record.key, nowMs) === undefined) return undefined;
+    observer.lookedUp('memory');
+    return { record, nowMs };
   }
 
-  /** Saves nothing but risk, so that neither a full queue nor a lost database may refuse a genuine key here. */
-  async function strengthen(token: string, key: Key, hash: string): Promise<void> {
+  async function load(
+    { token, tokenDigest, id }: { token: string; tokenDigest: string; id: KeyId },
+    flight: Flight<Resolved> | undefined,
+  ): Promise<Resolved> {
+    const loaded = await database.read((executor) => loadKey(executor, id));
+    if (loaded === undefined) return undefined;
+    const record: KeyRecord = { key: loaded.key, restrictions: compileRestrictions(loaded.key.restrictions) };
+    const over = refuseUnproved(loaded.key, loaded.nowMs) !== undefined;
+    const hash = over ? loaded.hash : await prove(token, tokenDigest, loaded);
+    if (hash === undefined) return undefined;
+    cache.store(tokenDigest, { record, hash, proven: !over }, flight);
+    return { record, nowMs: loaded.nowMs };
+  }
+
+  /** The hash that the token is now known to match; `undefined` for a token that does not match. */
+  async function prove(
+    token: string,
+    tokenDigest: string,
+    { key, hash, memo }: LoadedKey,
+  ): Promise<string | undefined> {
+    if (cache.find(tokenDigest)?.provenHash === hash) {
+      observer.proved('memory');
+      return hash;
+    }
+    if (memo !== null && memoKey !== undefined && timingSafeEqual(memo, macOf(memoKey, token, hash))) {
+      observer.proved('memo');
+      return hash;
+    }
+    if (!(await hasher.verify(token, hash))) return undefined;
+    observer.proved('argon2');
+    const kept = hasher.isWeak(hash) ? await strengthen(token, key.id, hash) : hash;
+    if (memoKey !== undefined) rememberProof(key.id, macOf(memoKey, token, kept));
+    return kept;
+  }
+
+  /** Replaces a weak hash. Neither a full queue nor a lost database may refuse a genuine key for that. */
+  async function strengthen(token: string, id: KeyId, hash: string): Promise<string> {
     try {
       const stronger = await hasher.hash(token);
-      await database.read((executor) => replaceHash(executor, key.id, { from: hash, to: stronger }));
+      await database.read((executor) => replaceHash(executor, id, { from: hash, to: stronger }));
+      return stronger;
     } catch (error) {
-      if (!(error instanceof Failure)) throw error;
+      if (error instanceof Failure) return hash;
+      throw error;
     }
   }
 
+  /** Nobody waits for it and its loss costs an argon2: a failure is no news. */
+  function rememberProof(id: KeyId, mac: Buffer): void {
+    database.read((executor) => storeMemo(executor, id, mac)).catch(() => undefined);
+  }
+
   return {
-    async verify(token, question) {
-      const found = await load(token);
-      if (found === undefined) return INVALID;
-      const { hashed, nowMs } = found;
-      if (!isVisible(hashed.key, question)) return INVALID;
-      const unproved = refuseUnproved(hashed.key, nowMs);
-      if (unproved !== undefined) return unproved;
-      if (!(await proves(token, hashed.key, hashed.hash))) return INVALID;
-      return decide(recordOf(hashed.key), question, nowMs);
+    verify(token, question) {
+      const resolved = resolve(token);
+      const decideOn = (found: Resolved) =>
+        found === undefined ? INVALID : decide(found.record, question, found.nowMs);
+      return resolved instanceof Promise ? resolved.then(decideOn) : decideOn(resolved);
     },
 
-    async authenticate(token, address) {
-      const found = await load(token);
-      const key = found?.hashed.key;
-      if (found === undefined || key === undefined || key.workspaceId !== SYSTEM_WORKSPACE)
-        return NOT_GENUINE;
-      if (refuseUnproved(key, found.nowMs) !== undefined) return NOT_GENUINE;
-      if (!(await proves(token, key, found.hashed.hash))) return NOT_GENUINE;
-      if (recordOf(key).restrictions?.allowsAddress(address) === false) return WRONG_ADDRESS;
-      return { authenticated: true, caller: callerOf(key, found.nowMs) };
+    authenticate(token, address) {
+      const resolved = resolve(token);
+      return resolved instanceof Promise
+        ? resolved.then((found) => authenticationOf(found, address))
+        : authenticationOf(resolved, address);
     },
   };
 }
@@ -89,6 +162,16 @@ export function createVerifier({ database, mint, hasher }: VerifierOptions): Ver
 const NOT_GENUINE: Authentication = { authenticated: false, because: 'invalid' };
 const WRONG_ADDRESS: Authentication = { authenticated: false, because: 'address' };
 
-function recordOf(key: Key): KeyRecord {
-  return { key, restrictions: compileRestrictions(key.restrictions) };
+function authenticationOf(found: Resolved, address: string): Authentication {
+  if (found === undefined) return NOT_GENUINE;
+  const { record, nowMs } = found;
+  if (record.key.workspaceId !== SYSTEM_WORKSPACE || refuseUnproved(record.key, nowMs) !== undefined)
+    return NOT_GENUINE;
+  if (record.restrictions?.allowsAddress(address) === false) return WRONG_ADDRESS;
+  return { authenticated: true, caller: callerOf(record.key, nowMs) };
+}
+
+/** The length of its parts is fixed by their forms, so that no other token and hash make the same text. */
+function macOf(memoKey: Uint8Array, token: string, hash: string): Buffer {
+  return hmacSha256(memoKey, token, hash);
 }

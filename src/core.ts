@@ -1,0 +1,151 @@
+import { randomBytes } from 'node:crypto';
+import type { Config } from './config.ts';
+import { type KeyPurpose, type KeySecret, keySecret } from './domain/key-secret.ts';
+import { createTokenMint } from './domain/token.ts';
+import { openEmbeddedPostgres } from './embedded-postgres.ts';
+import { createKeyLifecycle, type KeyLifecycle } from './lifecycle/keys.ts';
+import { createDatabase, type Database } from './storage/database.ts';
+import { countUncoveredSecrets, storeSecret } from './storage/key-secrets.ts';
+import { migrateDatabase } from './storage/migrations.ts';
+import { type BrokenRule, createMembership, type Membership } from './verification/membership.ts';
+import { type EngineObserver, UNOBSERVED } from './verification/observer.ts';
+import { createRecordCache, type RecordCache } from './verification/record-cache.ts';
+import { createSecretHasher, type SecretHasher } from './verification/secret-hasher.ts';
+import { createVerifier, type Resolved, type Verifier } from './verification/verifier.ts';
+
+/** How many argon2 computations may wait for a slot (contract §3: at least 256). */
+const HASH_QUEUE_LENGTH = 256;
+
+/** The service cannot start; `message` is what the operator has to know, without a stack. */
+export class StartError extends Error {
+  override readonly name = 'StartError';
+}
+
+/** All that stands between the settings and the HTTP service. */
+export interface Core {
+  readonly database: Database;
+  readonly membership: Membership;
+  readonly cache: RecordCache<Resolved>;
+  readonly hasher: SecretHasher;
+  readonly verifier: Verifier;
+  readonly lifecycle: KeyLifecycle;
+  /** Keys of one purpose, derived from each secret, newest first. */
+  deriveKeys(purpose: KeyPurpose): readonly [Buffer, ...Buffer[]];
+  /** Where the embedded database keeps its files, if that is not the folder asked for. */
+  readonly movedTo: string | undefined;
+  close(): Promise<void>;
+}
+
+export interface CoreOptions {
+  /**
+   * `service` joins the instances that answer from memory. `visitor` is a command that runs beside a service: it
+   * uses that service's embedded database, and verifies nothing.
+   */
+  readonly role: 'service' | 'visitor';
+  report(event: { readonly message: string; readonly cause?: unknown }): void;
+  readonly observer?: EngineObserver;
+  /** Rules that a test switches off, to see that it notices. */
+  readonly broken?: ReadonlySet<BrokenRule>;
+}
+
+/** Opens and migrates the database, and puts together what works on it. */
+export async function openCore(config: Config, options: CoreOptions): Promise<Core> {
+  const embedded =
+    config.DATABASE_URL === undefined
+      ? await openEmbeddedPostgres({ dataDir: config.DATA_DIR, role: options.role })
+      : undefined;
+  try {
+    const url = config.DATABASE_URL ?? embedded?.url;
+    const secrets = config.KEY_SECRET ?? (embedded && ([embedded.keySecret] as const));
+    if (url === undefined || secrets === undefined)
+      throw new StartError('There is no database and no secret.');
+    const core = await assemble(config, { url, secrets }, options);
+    return {
+      ...core,
+      movedTo: embedded?.moved === true ? embedded.folder : undefined,
+      async close() {
+        await core.close();
+        await embedded?.stop();
+      },
+    };
+  } catch (error) {
+    await embedded?.stop();
+    throw error;
+  }
+}
+
+async function assemble(
+  config: Config,
+  { url, secrets: [newest, ...older] }: { url: string; secrets: readonly [string, ...string[]] },
+  { role, report, observer = UNOBSERVED, broken = new Set() }: CoreOptions,
+): Promise<Omit<Core, 'movedTo'>> {
+  const listenUrl = config.DATABASE_LISTEN_URL ?? url;
+  await migrateDatabase(listenUrl);
+  const database = createDatabase({
+    url,
+    poolSize: config.DATABASE_POOL_SIZE,
+    applicationName: 'claviger',
+    onConnectionLost: (cause) => report({ message: 'an idle database connection was lost', cause }),
+  });
+  const cache = createRecordCache<Resolved>({ capacity: config.CACHED_KEYS, broken });
+  const leaseMs = config.LEASE_SECONDS * 1000;
+  const membership = createMembership({
+    database,
+    listenUrl,
+    leaseMs,
+    memory: cache,
+    observer,
+    report,
+    broken,
+  });
+  const close = async () => {
+    await membership.close();
+    await database.close();
+  };
+  try {
+    const secrets: readonly [KeySecret, ...KeySecret[]] = [keySecret(newest), ...older.map(keySecret)];
+    const [minting, ...former] = secrets;
+    const deriveKeys = (purpose: KeyPurpose): readonly [Buffer, ...Buffer[]] => [
+      minting.derive(purpose),
+      ...former.map((secret) => secret.derive(purpose)),
+    ];
+    await refuseUncoveredSecrets(database, secrets);
+    const mint = createTokenMint(deriveKeys('mint'), randomBytes);
+    const hasher = createSecretHasher({
+      parameters: {
+        memoryKib: config.ARGON2_MEMORY_KIB,
+        timeCost: config.ARGON2_TIME_COST,
+        parallelism: config.ARGON2_PARALLELISM,
+      },
+      slots: config.argon2Slots,
+      queueLength: HASH_QUEUE_LENGTH,
+      observer,
+    });
+    const lifecycle = createKeyLifecycle({
+      database,
+      membership,
+      hasher,
+      mint,
+      secretId: await database.read((executor) => storeSecret(executor, minting.fingerprint)),
+      prefix: config.KEY_PREFIX,
+      environments: config.environmentLimits,
+    });
+    const memoKey = config.VERIFICATION_MEMO ? minting.derive('memo') : undefined;
+    const verifier = createVerifier({ database, mint, hasher, cache, lease: membership, memoKey, observer });
+    if (role === 'service') await membership.start();
+    return { database, membership, cache, hasher, verifier, lifecycle, deriveKeys, close };
+  } catch (error) {
+    await close();
+    throw error;
+  }
+}
+
+async function refuseUncoveredSecrets(database: Database, secrets: readonly KeySecret[]): Promise<void> {
+  const fingerprints = secrets.map((secret) => secret.fingerprint);
+  const uncovered = await database.read((executor) => countUncoveredSecrets(executor, fingerprints));
+  if (uncovered === 0) return;
+  throw new StartError(
+    `KEY_SECRET does not cover ${uncovered} of the secrets that unrevoked keys were made with. ` +
+      'Add the former secret behind the new one: KEY_SECRET=new,former',
+  );
+}

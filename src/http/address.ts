@@ -1,0 +1,21 @@
+import type { FastifyRequest } from 'fastify';
+import { formatAddress, parseAddress } from '../domain/address.ts';
+
+/** What stands for an address that is none. No list of addresses holds it: it fails closed. */
+const UNKNOWN = 'unknown';
+
+/**
+ * The client's address in its one spelling: the socket's peer, or where that is a trusted proxy what it forwards.
+ * A proxy may forward any text, a secret too; only an address goes on to logs, audit events and limits.
+ */
+export function addressOf(request: FastifyRequest): string {
+  const address = parseAddress(request.ip ?? '');
+  return address === undefined ? UNKNOWN : formatAddress(address);
+}
+
+/** What an address is limited by: itself, or its /64 for IPv6, since a client there has all of it to choose from. */
+export function addressBlockOf(request: FastifyRequest): string {
+  const address = parseAddress(request.ip ?? '');
+  if (address === undefined) return UNKNOWN;
+  return formatAddress(address.family === 4 ? address : { ...address, word2: 0, word3: 0 });
+}

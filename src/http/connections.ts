@@ -1,0 +1,69 @@
+import type { IncomingMessage, Server, ServerResponse } from 'node:http';
+import type { Duplex } from 'node:stream';
+import { Failure } from '../domain/errors.ts';
+import { problemText } from './problem.ts';
+import { newRequestId } from './request-id.ts';
+
+/*
+ * What Node would answer by itself, or not at all, is answered here with a problem: bytes that are no HTTP request,
+ * CONNECT, an Expect that nobody knows.
+ *
+ * A connection is open until it is refused, which happens once: bytes behind a refusal are not looked at. The refusal
+ * waits for the answers to the requests before it, so that no client takes it for the answer to one of those.
+ */
+
+interface Latest {
+  readonly request: IncomingMessage;
+  readonly response: ServerResponse;
+  /** The answer before, on the same connection. */
+  readonly before: ServerResponse | undefined;
+}
+
+/** Watches over the connections of a server; answers its handler of `clientError`. */
+export function guardConnections(server: Server): (error: Error, socket: Duplex) => void {
+  const latest = new WeakMap<Duplex, Latest>();
+  const refused = new WeakSet<Duplex>();
+
+  function refuse(socket: Duplex, failure: Failure): void {
+    if (refused.has(socket)) return;
+    refused.add(socket);
+    const last = latest.get(socket);
+    if (last === undefined || last.request.complete) {
+      after(last?.response, () => end(socket, failure));
+      return;
+    }
+    // The fault lies in the body of the latest request, so that this is its answer, unless it had one.
+    after(last.before, () => {
+      if (last.response.headersSent) after(last.response, () => socket.destroy());
+      else end(socket, failure);
+    });
+  }
+
+  server.on('request', (request, response) => {
+    latest.set(request.socket, { request, response, before: latest.get(request.socket)?.response });
+  });
+  server.on('connect', (_request, socket) => {
+    socket.on('error', () => socket.destroy());
+    refuse(socket, new Failure('not_found', 'There is no such route.'));
+  });
+  server.on('checkExpectation', (request, response) => server.emit('request', request, response));
+  // Node drops header lines beyond a count, and a second Authorization among them; their size is bounded anyway.
+  server.maxHeadersCount = 0;
+
+  return (_error, socket) => {
+    refuse(socket, new Failure('invalid_request', 'This is not a well-formed HTTP request.'));
+  };
+}
+
+function after(response: ServerResponse | undefined, then: () => void): void {
+  if (response === undefined || response.writableFinished || response.destroyed) then();
+  else response.once('close', then);
+}
+
+function end(socket: Duplex, failure: Failure): void {
+  if (!socket.writable || socket.destroyed) {
+    socket.destroy();
+    return;
+  }
+  socket.end(problemText(failure, newRequestId()));
+}

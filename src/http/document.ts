@@ -1,0 +1,287 @@
+import type { SwaggerTransformObject } from '@fastify/swagger';
+import type { FastifySchema } from 'fastify';
+import { z } from 'zod';
+import { ERRORS, type ErrorCode } from '../domain/errors.ts';
+import { EXAMPLES, type Examples, problemExample } from './examples.ts';
+import { PROBLEM_TYPE } from './problem.ts';
+
+/*
+ * From the routes' zod schemas to OpenAPI 3.1. @fastify/swagger collects the routes; `describeRoute` gives it each
+ * one as JSON Schema, and `complete` adds what is the same everywhere: headers, examples, components.
+ */
+
+type JsonSchema = z.core.JSONSchema.BaseSchema;
+
+interface Media {
+  schema: JsonSchema;
+  examples?: Examples;
+}
+
+interface Response {
+  description: string;
+  headers?: Record<string, unknown>;
+  content?: Record<string, Media>;
+}
+
+interface Operation {
+  operationId: string;
+  security?: readonly object[];
+  requestBody?: { required: boolean; content: Record<string, Media> };
+  responses: Record<string, Response>;
+}
+
+/** An OpenAPI document, as far as it is looked at here. */
+interface Document {
+  paths: Record<string, Record<string, Operation>>;
+  components: { schemas?: Record<string, JsonSchema>; headers?: Record<string, unknown> };
+}
+
+interface Documenter {
+  /** `transform` of @fastify/swagger. */
+  describeRoute(route: { schema: FastifySchema; url: string }): { schema: FastifySchema; url: string };
+  /** `transformObject` of @fastify/swagger. */
+  complete(document: object): ReturnType<SwaggerTransformObject>;
+}
+
+const JSON_TYPE = 'application/json';
+/** What zod writes for an integer without a bound. */
+const UNBOUNDED = [Number.MIN_SAFE_INTEGER, Number.MAX_SAFE_INTEGER];
+
+const HEADERS = {
+  'X-Request-Id': {
+    description:
+      "The request's own `X-Request-Id` where that is 1 to 128 of `A-Z a-z 0-9 . _ -`, else a new one. It stands in the log too.",
+    required: true,
+    schema: { type: 'string', pattern: '^[A-Za-z0-9._-]{1,128}$' },
+    example: 'req_5f0c1d7e9a3b24680c1',
+  },
+  'WWW-Authenticate': {
+    description: 'What is missing, as of RFC 6750 §3.',
+    schema: { type: 'string' },
+    example: 'Bearer realm="claviger", error="invalid_token"',
+  },
+  'Retry-After': {
+    description: 'The seconds after which a repeat may succeed.',
+    required: true,
+    schema: { type: 'integer', minimum: 1 },
+    example: 1,
+  },
+  'X-RateLimit-Limit': {
+    description: 'How many requests a minute this caller may send. Absent where that is not limited.',
+    schema: { type: 'integer', minimum: 1 },
+    example: 6000,
+  },
+  'X-RateLimit-Remaining': {
+    description: 'How many of them are left.',
+    schema: { type: 'integer', minimum: 0 },
+    example: 5999,
+  },
+  'X-RateLimit-Reset': {
+    description: 'When the next minute begins, in seconds since the epoch.',
+    schema: { type: 'integer' },
+    example: 1767323045,
+  },
+} as const;
+
+const RATE_HEADERS = ['X-RateLimit-Limit', 'X-RateLimit-Remaining', 'X-RateLimit-Reset'] as const;
+
+export function createDocumenter(): Documenter {
+  const components = new Map<string, JsonSchema>();
+  const optionalBodies = new Set<string>();
+
+  /** A reference where the schema has a name, and every schema with a name among the components. */
+  function toJsonSchema(schema: z.core.$ZodType, io: 'input' | 'output'): JsonSchema {
+    const {
+      $schema: _,
+      $defs,
+      ...root
+    }: JsonSchema = z.toJSONSchema(schema, {
+      io,
+      unrepresentable: 'any',
+      override: ({ jsonSchema }) => tidy(jsonSchema, io),
+    });
+    for (const [name, definition] of Object.entries($defs ?? {})) keep(name, definition);
+    return typeof root.id === 'string' ? keep(root.id, root) : referToComponents(root);
+  }
+
+  function keep(name: string, { id: _, ...definition }: JsonSchema): JsonSchema {
+    const component = referToComponents(definition);
+    const former = components.get(name);
+    if (former !== undefined && JSON.stringify(former) !== JSON.stringify(component)) {
+      throw new TypeError(`two schemas have the name ${name}`);
+    }
+    components.set(name, component);
+    return { $ref: `#/components/schemas/${name}` };
+  }
+
+  function describeBody(body: unknown, consumes: readonly string[]): Record<string, Media> {
+    if (isZod(body)) {
+      const schema = toJsonSchema(withoutAbsence(body), 'input');
+      return Object.fromEntries(consumes.map((type) => [type, { schema }]));
+    }
+    return describeContent(body, 'input');
+  }
+
+  function describeContent(described: unknown, io: 'input' | 'output'): Record<string, Media> {
+    const content: [string, Media][] = [];
+    for (const [type, media] of Object.entries(memberOf(described, 'content') ?? {})) {
+      const schema = memberOf(media, 'schema');
+      if (!isZod(schema)) throw new TypeError(`${type} has no zod schema`);
+      content.push([type, { schema: toJsonSchema(schema, io) }]);
+    }
+    return Object.fromEntries(content);
+  }
+
+  function describeResponse(response: unknown): Response {
+    if (!isZod(response)) {
+      return {
+        description: String(memberOf(response, 'description')),
+        content: describeContent(response, 'output'),
+      };
+    }
+    const { description, ...schema } = toJsonSchema(response, 'output');
+    return { description: description ?? '', content: { [JSON_TYPE]: { schema } } };
+  }
+
+  return {
+    describeRoute({ schema, url }) {
+      const { body, querystring, params, response, consumes = [JSON_TYPE], ...rest } = schema;
+      if (rest.hide === true) return { schema: { hide: true }, url };
+      if (isZod(body) && z.safeParse(body, undefined).success) optionalBodies.add(rest.operationId ?? '');
+      const responses = Object.entries(response ?? {}).map(([status, one]) => [
+        status,
+        describeResponse(one),
+      ]);
+      return {
+        url,
+        schema: {
+          ...rest,
+          ...(body === undefined ? {} : { body: { content: describeBody(body, consumes) } }),
+          ...(isZod(querystring) ? { querystring: toJsonSchema(querystring, 'input') } : {}),
+          ...(isZod(params) ? { params: toJsonSchema(params, 'input') } : {}),
+          response: Object.fromEntries(responses),
+        },
+      };
+    },
+
+    complete(collected) {
+      // A copy without shared objects: YAML would write those as aliases.
+      const document: Document = JSON.parse(JSON.stringify(collected));
+      for (const operation of Object.values(document.paths).flatMap((path) => Object.values(path))) {
+        if (operation.requestBody !== undefined) {
+          operation.requestBody.required = !optionalBodies.has(operation.operationId);
+        }
+        addHeaders(operation);
+        addExamples(operation);
+      }
+      document.components.headers = HEADERS;
+      document.components.schemas = Object.fromEntries(
+        [...components].sort(([one], [other]) => (one < other ? -1 : 1)),
+      );
+      return JSON.parse(JSON.stringify(document));
+    },
+  };
+}
+
+function addHeaders({ security = [], responses }: Operation): void {
+  for (const [status, response] of Object.entries(responses)) {
+    const names: (keyof typeof HEADERS)[] = ['X-Request-Id'];
+    if (status === '401' || status === '403') names.push('WWW-Authenticate');
+    if (status === '429' || status === '503') names.push('Retry-After');
+    if (security.length > 0 && (status.startsWith('2') || status === '429')) names.push(...RATE_HEADERS);
+    response.headers = Object.fromEntries(
+      names.map((name) => [name, { $ref: `#/components/headers/${name}` }]),
+    );
+  }
+}
+
+function addExamples({ operationId, requestBody, responses }: Operation): void {
+  const known = EXAMPLES[operationId];
+  for (const [type, media] of Object.entries(requestBody?.content ?? {})) {
+    const examples = known?.request?.[type];
+    if (examples !== undefined) media.examples = examples;
+  }
+  for (const [status, { description, content = {} }] of Object.entries(responses)) {
+    for (const [type, media] of Object.entries(content)) {
+      const examples =
+        type === PROBLEM_TYPE
+          ? problemExamples(Number(status), description)
+          : known?.responses[Number(status)];
+      if (examples !== undefined) media.examples = examples;
+    }
+  }
+}
+
+/** An example for each code of this status that the description names. */
+function problemExamples(status: number, description: string): Examples {
+  const codes = Object.keys(ERRORS) as ErrorCode[];
+  const named = codes.filter((code) => ERRORS[code].status === status && description.includes(`\`${code}\``));
+  return Object.fromEntries(
+    named.map((code) => [code, { summary: ERRORS[code].title, value: problemExample(code) }]),
+  );
+}
+
+/** Makes what zod wrote shorter without changing what it means; called for inner schemas first. */
+function tidy(schema: JsonSchema, io: 'input' | 'output'): void {
+  const { documentedAs, description } = schema;
+  if (typeof documentedAs === 'object') {
+    for (const name of Object.keys(schema)) delete schema[name];
+    Object.assign(schema, documentedAs, description === undefined ? {} : { description });
+  }
+  // The format says it, and the pattern of all dates is two lines long.
+  if (schema.format === 'date-time') delete schema.pattern;
+  if (UNBOUNDED.includes(schema.minimum ?? Number.NaN)) delete schema.minimum;
+  if (UNBOUNDED.includes(schema.maximum ?? Number.NaN)) delete schema.maximum;
+  delete schema.propertyNames;
+  if (
+    typeof schema.additionalProperties === 'object' &&
+    Object.keys(schema.additionalProperties).length === 0
+  ) {
+    schema.additionalProperties = true;
+  }
+  // Later releases add members to responses, and generated clients should live with that.
+  if (io === 'output' && schema.additionalProperties === false) delete schema.additionalProperties;
+  mergeNull(schema);
+}
+
+/** `anyOf: [{type: T, …}, {type: null}]` is `type: [T, null], …`. */
+function mergeNull(schema: JsonSchema): void {
+  const [one, other, ...more] = schema.anyOf ?? [];
+  if (typeof one !== 'object' || typeof other !== 'object' || more.length > 0) return;
+  if (other.type !== 'null' || typeof one.type !== 'string' || 'enum' in one || 'const' in one || 'id' in one)
+    return;
+  const { type, ...rest } = one;
+  delete schema.anyOf;
+  const { description = rest.description } = schema;
+  Object.assign(schema, { ...rest, type: [type, 'null'] }, description === undefined ? {} : { description });
+}
+
+/** Zod refers to `#/$defs/`. A reference with siblings becomes an `allOf`: @fastify/swagger drops the siblings. */
+function referToComponents<T>(value: T): T;
+function referToComponents(value: unknown): unknown {
+  if (Array.isArray(value)) return value.map((element) => referToComponents(element));
+  if (typeof value !== 'object' || value === null) return value;
+  const copy = Object.fromEntries(
+    Object.entries(value).map(([name, member]) => [name, referToComponents(member)]),
+  );
+  if (typeof copy.$ref !== 'string') return copy;
+  const { $ref, ...siblings } = copy;
+  const reference = { $ref: $ref.replace('#/$defs/', '#/components/schemas/') };
+  return Object.keys(siblings).length === 0 ? reference : { allOf: [reference], ...siblings };
+}
+
+/** That a body may be left out or be `null` is said by `required: false`. */
+function withoutAbsence(schema: z.core.$ZodType): z.core.$ZodType {
+  return schema instanceof z.ZodOptional || schema instanceof z.ZodNullable
+    ? withoutAbsence(schema.unwrap())
+    : schema;
+}
+
+function isZod(value: unknown): value is z.core.$ZodType {
+  return value instanceof z.core.$ZodType;
+}
+
+function memberOf(value: unknown, name: string): object | undefined {
+  if (typeof value !== 'object' || value === null) return undefined;
+  return Reflect.get(value, name);
+}

@@ -1,0 +1,283 @@
+import { ERRORS, type ErrorCode, type InputFault } from '../domain/errors.ts';
+
+/*
+ * The examples of the OpenAPI document, by operation. /docs fills its forms with the first one of each, so that one
+ * works as it stands. Tests hold all of them against the schemas.
+ */
+
+export type Examples = Record<string, { summary: string; value: unknown }>;
+
+interface OperationExamples {
+  /** By media type. */
+  readonly request?: Readonly<Record<string, Examples>>;
+  /** By status. Problems have theirs made (`problemExample`). */
+  readonly responses: Readonly<Record<number, Examples>>;
+}
+
+const JSON_TYPE = 'application/json';
+const REQUEST_ID = 'req_5f0c1d7e9a3b24680c1';
+const KEY_ID = 'key_01ke6c2y6pfyc8m3q0v7rt5x4n';
+/** Reads like a token and can be none: its checksum is wrong. */
+export const EXAMPLE_TOKEN = 'ck_live_0EXAMPLE1EXAMPLE2EXAMPLE3EXAMPLE4EXAMPLE5EXAMPLE6EXAMPLE7EXAMPx7Qa';
+
+const key = {
+  id: KEY_ID,
+  prefix: 'ck_live_',
+  hint: 'ck_live_…x7Qa',
+  workspace_id: 'ws_acme',
+  name: 'Production data warehouse',
+  environment: 'live',
+  scopes: ['read'],
+  status: 'active',
+  restrictions: null,
+  rate_limit: { limit: 1000, window_seconds: 3600 },
+  metadata: { team: 'data' },
+  created_by: 'usr_42',
+  created_at: '2026-01-02T03:04:05.678Z',
+  expires_at: null,
+  revoked_at: null,
+  revoked_reason: null,
+  rotated_from: null,
+  rotated_to: null,
+  rotation_due_at: '2026-04-02T03:04:05.678Z',
+  last_used: null,
+  last_used_ip: null,
+};
+
+const restrictedKey = {
+  ...key,
+  restrictions: {
+    allowed_ips: ['203.0.113.0/24'],
+    allowed_referrers: ['https://*.example.com/*'],
+    allowed_endpoints: [{ methods: ['GET'], path: '/contacts/:id' }],
+  },
+  expires_at: '2030-01-31T12:00:00.000Z',
+};
+
+const revocation = {
+  request: { [JSON_TYPE]: one('A reason', { reason: 'leaked' }) },
+  responses: {
+    200: one('Revoked', {
+      success: true,
+      message: 'API key revoked successfully',
+      data: {
+        ...key,
+        status: 'revoked',
+        revoked_at: '2026-02-03T04:05:06.789Z',
+        revoked_reason: 'leaked',
+      },
+    }),
+  },
+};
+
+const patch = {
+  name: { summary: 'A new name', value: { name: 'Staging data warehouse' } },
+  settings: {
+    summary: 'Less time, no restriction of referrers, other metadata',
+    value: {
+      expires_at: '2030-01-31T12:00:00Z',
+      restrictions: { allowed_referrers: null },
+      rate_limit: { limit: 500 },
+      metadata: { team: null, owner: 'analytics' },
+    },
+  },
+};
+
+export const EXAMPLES: Readonly<Record<string, OperationExamples>> = {
+  listKeys: {
+    responses: {
+      200: one('A page', { success: true, data: [key], pagination: { next_cursor: null, has_more: false } }),
+    },
+  },
+  getKey: { responses: { 200: one('A key', { success: true, data: key }) } },
+  createKey: {
+    request: {
+      [JSON_TYPE]: {
+        simple: {
+          summary: 'A key that may read',
+          value: {
+            workspace_id: 'ws_acme',
+            name: 'Production data warehouse',
+            scopes: ['read'],
+            metadata: { team: 'data' },
+            created_by: 'usr_42',
+          },
+        },
+        restricted: {
+          summary: 'Every setting',
+          value: {
+            workspace_id: 'ws_acme',
+            name: 'Production data warehouse',
+            environment: 'live',
+            scopes: ['read'],
+            expires_at: '2030-01-31T12:00:00Z',
+            restrictions: restrictedKey.restrictions,
+            rate_limit: { limit: 1000, window_seconds: 3600 },
+            metadata: { team: 'data' },
+            created_by: 'usr_42',
+          },
+        },
+        serviceKey: {
+          summary: 'A service key for a gateway',
+          value: {
+            workspace_id: 'system',
+            name: 'Gateway',
+            scopes: ['introspect'],
+            restrictions: { allowed_ips: ['10.0.0.0/8'], allowed_workspaces: ['ws_acme'] },
+          },
+        },
+      },
+    },
+    responses: {
+      201: {
+        simple: {
+          summary: 'A key that may read',
+          value: { success: true, data: { ...key, key: EXAMPLE_TOKEN } },
+        },
+        restricted: {
+          summary: 'Every setting',
+          value: { success: true, data: { ...restrictedKey, key: EXAMPLE_TOKEN } },
+        },
+      },
+    },
+  },
+  updateKey: {
+    request: { [JSON_TYPE]: patch, 'application/merge-patch+json': patch },
+    responses: {
+      200: one('The key from now on', { success: true, data: { ...key, name: 'Staging data warehouse' } }),
+    },
+  },
+  deleteKey: revocation,
+  revokeKey: revocation,
+  revokeWorkspaceKeys: {
+    request: {
+      [JSON_TYPE]: {
+        creator: {
+          summary: 'The keys that one person asked for',
+          value: { reason: 'left the company', created_by: 'usr_42' },
+        },
+        all: { summary: 'All keys', value: {} },
+      },
+    },
+    responses: { 200: one('How many', { success: true, data: { revoked: 3 } }) },
+  },
+  introspect: {
+    request: {
+      [JSON_TYPE]: {
+        scopes: {
+          summary: 'Is this a key that may read?',
+          value: { key: EXAMPLE_TOKEN, scopes: ['read'] },
+        },
+        request: {
+          summary: 'May it make this request?',
+          value: {
+            key: EXAMPLE_TOKEN,
+            scopes: ['read'],
+            workspace_id: 'ws_acme',
+            environment: 'live',
+            cost: 1,
+            request: {
+              ip: '203.0.113.9',
+              method: 'GET',
+              path: '/contacts/17',
+              referrer: 'https://app.example.com/x',
+            },
+          },
+        },
+      },
+      'application/x-www-form-urlencoded': one('RFC 7662', { token: EXAMPLE_TOKEN }),
+    },
+    responses: {
+      200: {
+        active: {
+          summary: 'The key may do this',
+          value: {
+            active: true,
+            key_id: KEY_ID,
+            workspace_id: 'ws_acme',
+            name: 'Production data warehouse',
+            environment: 'live',
+            scopes: ['read'],
+            created_at: '2026-01-02T03:04:05.678Z',
+            expires_at: null,
+            metadata: { team: 'data' },
+          },
+        },
+        inactive: {
+          summary: 'It may not',
+          value: {
+            active: false,
+            reason: { code: 'revoked', status: 401, detail: 'The key was revoked on 2026-02-03.' },
+          },
+        },
+        standardActive: {
+          summary: 'RFC 7662: a valid token',
+          value: {
+            active: true,
+            scope: 'read',
+            client_id: KEY_ID,
+            sub: 'ws_acme',
+            token_type: 'Bearer',
+            iat: 1767323045,
+          },
+        },
+        standardInactive: { summary: 'RFC 7662: any other', value: { active: false } },
+      },
+    },
+  },
+  getMe: {
+    responses: {
+      200: one('A service key', {
+        success: true,
+        data: {
+          id: KEY_ID,
+          name: 'Gateway',
+          permissions: ['introspect'],
+          restrictions: { allowed_ips: ['10.0.0.0/8'], allowed_workspaces: ['ws_acme'] },
+          expires_at: null,
+        },
+      }),
+    },
+  },
+  healthz: { responses: { 200: one('Alive', { status: 'ok' }) } },
+  readyz: { responses: { 200: one('Ready', { status: 'ready' }) } },
+};
+
+/** What a caller reads in `detail`, for one case of each code. */
+const DETAILS: Readonly<Record<ErrorCode, string>> = {
+  invalid_request: 'The request breaks a rule of this endpoint; see `errors`.',
+  unauthorized: 'The credential is not a valid service key.',
+  forbidden: 'This service key lacks the permission "keys:write".',
+  limit_reached: 'The plan of this workspace allows 10 keys, and it has 10.',
+  not_found: 'There is no such key.',
+  key_not_active: 'The key is revoked and cannot be changed.',
+  idempotency_in_flight: 'The first request with this Idempotency-Key is still being worked on.',
+  last_admin: 'This is the last active admin key. Make another one first.',
+  payload_too_large: 'The body is larger than 64 KiB.',
+  unsupported_media_type: 'Send the body as application/json with a matching Content-Type.',
+  idempotency_mismatch: 'This Idempotency-Key was used for another request.',
+  rate_limited: 'Too many requests to Claviger; see Retry-After.',
+  overloaded: 'Too much work is queued; see Retry-After.',
+  unavailable: 'The database cannot be reached.',
+};
+
+const FAULTS: readonly InputFault[] = [{ path: 'name', message: 'must have 1 to 120 characters' }];
+
+export function problemExample(code: ErrorCode): object {
+  const { status, title } = ERRORS[code];
+  return {
+    type: `urn:claviger:error:${code}`,
+    title,
+    status,
+    detail: DETAILS[code],
+    instance: `urn:claviger:request:${REQUEST_ID}`,
+    success: false,
+    code,
+    request_id: REQUEST_ID,
+    ...(code === 'invalid_request' ? { errors: FAULTS } : {}),
+  };
+}
+
+function one(summary: string, value: unknown): Examples {
+  return { example: { summary, value } };
+}

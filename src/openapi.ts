@@ -1,0 +1,52 @@
+import type { FastifyInstance } from 'fastify';
+import pino from 'pino';
+import { buildApp } from './app.ts';
+import { readConfig } from './config.ts';
+import { readVersion } from './server.ts';
+
+/** The OpenAPI document as YAML: the committed openapi.yaml, and what `claviger openapi` prints. */
+export async function writeDocument(): Promise<string> {
+  return withApp((app) => app.swagger({ yaml: true }));
+}
+
+/** The OpenAPI document as the object that /openapi.json answers. */
+export async function readDocument(): Promise<object> {
+  return withApp((app) => app.swagger());
+}
+
+/** The routes alone: no database, no secret, no setting but the defaults. */
+async function withApp<T>(look: (app: FastifyInstance) => T): Promise<T> {
+  const config = readConfig({});
+  const app = await buildApp({
+    logger: pino({ level: 'silent' }),
+    database: unused(),
+    verifier: unused(),
+    lifecycle: unused(),
+    cursors: unused(),
+    readiness: unused(),
+    limits: {
+      callerPerMinute: config.CALLER_RATE_LIMIT,
+      introspectPerMinute: config.INTROSPECT_RATE_LIMIT,
+      failedPerMinute: config.FAILED_AUTH_RATE_LIMIT,
+    },
+    rotationDueDays: config.ROTATION_DUE_DAYS,
+    trustedProxies: config.TRUSTED_PROXY_CIDRS,
+    version: readVersion(),
+    isClosing: () => false,
+  });
+  try {
+    await app.ready();
+    return look(app);
+  } finally {
+    await app.close();
+  }
+}
+
+/** Stands in for what only a request needs: there are none. */
+function unused<T extends object>(): T {
+  return new Proxy<T>(Object.create(null), {
+    get() {
+      throw new TypeError('the document is made without a database');
+    },
+  });
+}

@@ -1,0 +1,91 @@
+import { and, eq, inArray, lt, sql } from 'drizzle-orm';
+import type { Executor } from './database.ts';
+import { acknowledgements, instances } from './schema.ts';
+
+/** What a change made stale: one key, or all keys of a workspace. */
+export type Subject =
+  | { readonly kind: 'key'; readonly id: string }
+  | { readonly kind: 'workspace'; readonly id: string };
+
+/** A change as it is notified, once its transaction commits. */
+export interface Change {
+  readonly id: string;
+  readonly subject: Subject;
+  /** The instance that waits for acknowledgements, where it can be notified of them. */
+  readonly waiter: string | null;
+}
+
+export interface Member {
+  readonly id: string;
+  readonly leaseMs: number;
+  readonly fenced: boolean;
+}
+
+export const CHANGES_CHANNEL = 'claviger_changes';
+/** Each instance hears of the acknowledgements that it waits for, and of no others. */
+export const acknowledgementChannel = (instanceId: string) => `claviger_ack_${instanceId}`;
+
+const NOBODY = '-';
+
+export function writeChange({ id, subject, waiter }: Change): string {
+  return `${id} ${waiter ?? NOBODY} ${subject.kind} ${subject.id}`;
+}
+
+/** The change that a notification tells of; `undefined` for what is none, such as a probe. */
+export function readChange(payload: string): Change | undefined {
+  const [id, waiter, kind, subject] = payload.split(' ');
+  if (id === undefined || waiter === undefined || subject === undefined) return undefined;
+  if (kind !== 'key' && kind !== 'workspace') return undefined;
+  return { id, subject: { kind, id: subject }, waiter: waiter === NOBODY ? null : waiter };
+}
+
+/** Within the transaction of the change itself: it is delivered if and when that commits. */
+export async function notifyChange(executor: Executor, change: Change): Promise<void> {
+  await executor.execute(sql`SELECT pg_notify(${CHANGES_CHANNEL}, ${writeChange(change)})`);
+}
+
+/** Sends what no instance takes for a change, to see whether the listener hears it. */
+export async function notifyProbe(executor: Executor, nonce: string): Promise<void> {
+  await executor.execute(sql`SELECT pg_notify(${CHANGES_CHANNEL}, ${nonce})`);
+}
+
+/** All instances whose memory may still answer, fenced ones too. */
+export async function listUnreleased(executor: Executor): Promise<Member[]> {
+  return executor
+    .select({ id: instances.id, leaseMs: instances.leaseMs, fenced: instances.fenced })
+    .from(instances)
+    .where(eq(instances.released, false));
+}
+
+/** Which instances have acknowledged this very change. */
+export async function listAcknowledged(executor: Executor, changeId: string): Promise<string[]> {
+  const rows = await executor
+    .select({ id: acknowledgements.instanceId })
+    .from(acknowledgements)
+    .where(eq(acknowledgements.changeId, changeId));
+  return rows.map((row) => row.id);
+}
+
+/** Fences instances: none of them can renew its lease any more. */
+export async function fenceInstances(executor: Executor, ids: readonly string[]): Promise<void> {
+  await executor
+    .update(instances)
+    .set({ fenced: true })
+    .where(and(inArray(instances.id, [...ids]), eq(instances.released, false), eq(instances.fenced, false)));
+}
+
+/** Releases instances that were fenced and waited out, or that are the caller's own and have dropped their memory. */
+export async function releaseInstances(executor: Executor, ids: readonly string[]): Promise<void> {
+  await executor
+    .update(instances)
+    .set({ released: true })
+    .where(inArray(instances.id, [...ids]));
+  await executor.delete(instances).where(and(inArray(instances.id, [...ids]), eq(instances.released, true)));
+}
+
+/** Forgets acknowledgements that nobody can be waiting for any more. */
+export async function forgetAcknowledgements(executor: Executor, olderThanSeconds: number): Promise<void> {
+  await executor
+    .delete(acknowledgements)
+    .where(lt(acknowledgements.at, sql`now() - make_interval(secs => ${olderThanSeconds})`));
+}

@@ -1,0 +1,35 @@
+/** What the engine tells of itself as it happens; metrics are made of it. Every call is cheap and throws nothing. */
+export interface EngineObserver {
+  /** How a request came to its record: from memory, by a read of the database, or refused as not minted here. */
+  lookedUp(way: 'memory' | 'database' | 'unminted'): void;
+  /** How a secret was proved after a read: in memory already, by the memo, or by argon2. */
+  proved(by: 'memory' | 'memo' | 'argon2'): void;
+  /** One argon2 computation, with the time it waited for its slot. */
+  hashed(durations: { readonly waitedMs: number; readonly tookMs: number }): void;
+  /** A computation refused because the queue was full. */
+  overloaded(): void;
+  /** A change of another or of this instance was heard, and what it named dropped. */
+  changeHeard(): void;
+  acknowledged(count: number): void;
+  fenced(count: number): void;
+  /** A change holds on every instance. */
+  confirmed(waitedMs: number): void;
+  /** This instance registered; the first time, and again whenever it had lost its lease or its listener. */
+  registered(): void;
+  /** This instance's memory stopped answering, for this reason. */
+  left(reason: 'fenced' | 'lapsed' | 'listener' | 'drain'): void;
+}
+
+/** For whom nobody watches. */
+export const UNOBSERVED: EngineObserver = {
+  lookedUp: () => undefined,
+  proved: () => undefined,
+  hashed: () => undefined,
+  overloaded: () => undefined,
+  changeHeard: () => undefined,
+  acknowledged: () => undefined,
+  fenced: () => undefined,
+  confirmed: () => undefined,
+  registered: () => undefined,
+  left: () => undefined,
+};

@@ -1,0 +1,189 @@
+import { LRUCache } from 'lru-cache';
+import type { KeyRecord } from '../domain/decision.ts';
+import type { KeyId } from '../domain/key-id.ts';
+import type { BrokenRule, Memory } from './membership.ts';
+
+/*
+ * What memory holds of each token, found by its digest:
+ *
+ *   proof   that the token matched this argon2 hash. Never stale: a hash does not change under a token.
+ *   record  the key as it was read. Good while its epoch lasts, its key and its workspace were not invalidated.
+ *
+ *   flight  a load under way, and the proof behind it, that requests for the same token share.
+ *
+ * What a flight read is kept only if its epoch lasts and its subject was not invalidated since it began; a request
+ * that begins after an invalidation never joins a flight from before it. A load does not know its workspace until
+ * it has landed, so that a workspace's invalidation detaches every flight.
+ *
+ * An invalidation drops records and keeps proofs, so that a changed key costs one read and no argon2. It must
+ * take the same few steps whatever is held: a key's record is emptied; a workspace's handle is marked stale, and
+ * records compare their handle when they are looked up; an epoch's end only counts the epoch up.
+ */
+
+/** Shared by all records of a workspace, so that one mark makes all of them stale. */
+interface WorkspaceHandle {
+  readonly id: string;
+  current: boolean;
+  records: number;
+}
+
+export interface CacheEntry {
+  readonly keyId: KeyId;
+  /** The argon2 hash that the token matched; `undefined` while only an unproved record is known. */
+  provenHash: string | undefined;
+  hash: string | undefined;
+  record: KeyRecord | undefined;
+  workspace: WorkspaceHandle | undefined;
+  epoch: number;
+}
+
+/** A load that other requests may join, until it is detached. */
+export interface Flight<Outcome> {
+  readonly digest: string;
+  readonly keyId: KeyId;
+  readonly epoch: number;
+  detached: boolean;
+  outcome: Promise<Outcome> | undefined;
+}
+
+export interface RecordCache<Outcome> extends Memory {
+  /** The record of a token, if it may be believed without asking the database, and without a proof where none is needed. */
+  find(digest: string): CacheEntry | undefined;
+  currentRecord(entry: CacheEntry): KeyRecord | undefined;
+  /** The flight of a token that a request may join now. */
+  joinable(digest: string): Flight<Outcome> | undefined;
+  begin(digest: string, keyId: KeyId): Flight<Outcome>;
+  end(flight: Flight<Outcome>): void;
+  /** Keeps what a read and a proof found: the proof in any case, the record if its flight may leave one. */
+  store(digest: string, found: Found, flight: Flight<Outcome> | undefined): void;
+  readonly size: number;
+}
+
+export interface Found {
+  readonly record: KeyRecord;
+  readonly hash: string;
+  readonly proven: boolean;
+}
+
+export interface RecordCacheOptions {
+  /** How many tokens are remembered; the least recently used go first. */
+  readonly capacity: number;
+  readonly broken?: ReadonlySet<BrokenRule>;
+}
+
+export function createRecordCache<Outcome>({
+  capacity,
+  broken = new Set(),
+}: RecordCacheOptions): RecordCache<Outcome> {
+  const digests = new Map<KeyId, string>();
+  const workspaces = new Map<string, WorkspaceHandle>();
+  const flights = new Map<string, Flight<Outcome>>();
+  let epoch = 0;
+
+  const entries = new LRUCache<string, CacheEntry>({
+    max: capacity,
+    dispose: (entry, digest) => {
+      dropRecord(entry);
+      if (digests.get(entry.keyId) === digest) digests.delete(entry.keyId);
+    },
+  });
+
+  function dropRecord(entry: CacheEntry): void {
+    const { workspace } = entry;
+    entry.record = undefined;
+    entry.workspace = undefined;
+    if (workspace !== undefined && --workspace.records === 0 && workspaces.get(workspace.id) === workspace) {
+      workspaces.delete(workspace.id);
+    }
+  }
+
+  function handleOf(id: string): WorkspaceHandle {
+    let handle = workspaces.get(id);
+    if (handle === undefined) {
+      handle = { id, current: true, records: 0 };
+      workspaces.set(id, handle);
+    }
+    handle.records++;
+    return handle;
+  }
+
+  function entryOf(digest: string, keyId: KeyId): CacheEntry {
+    let entry = entries.get(digest);
+    if (entry === undefined) {
+      entry = {
+        keyId,
+        provenHash: undefined,
+        hash: undefined,
+        record: undefined,
+        workspace: undefined,
+        epoch,
+      };
+      entries.set(digest, entry);
+      digests.set(keyId, digest);
+    }
+    return entry;
+  }
+
+  function detach(flight: Flight<Outcome>): void {
+    if (broken.has('detach')) return;
+    flight.detached = true;
+    flights.delete(flight.digest);
+  }
+
+  const inEpoch = (since: number) => since === epoch || broken.has('epoch');
+
+  return {
+    find: (digest) => entries.get(digest),
+    currentRecord: (entry) =>
+      inEpoch(entry.epoch) && entry.workspace?.current === true ? entry.record : undefined,
+    joinable: (digest) => flights.get(digest),
+
+    begin(digest, keyId) {
+      const flight: Flight<Outcome> = { digest, keyId, epoch, detached: false, outcome: undefined };
+      flights.set(digest, flight);
+      return flight;
+    },
+
+    end(flight) {
+      if (flights.get(flight.digest) === flight) flights.delete(flight.digest);
+    },
+
+    store(digest, { record, hash, proven }, flight) {
+      const keepRecord = flight !== undefined && !flight.detached && inEpoch(flight.epoch);
+      if (!proven && !keepRecord) return;
+      const entry = entryOf(digest, record.key.id);
+      if (proven) entry.provenHash = hash;
+      if (!keepRecord) return;
+      dropRecord(entry);
+      entry.record = record;
+      entry.hash = hash;
+      entry.workspace = handleOf(record.key.workspaceId);
+      entry.epoch = epoch;
+    },
+
+    invalidate(subject) {
+      if (subject.kind === 'workspace') {
+        const handle = workspaces.get(subject.id);
+        if (handle !== undefined) {
+          handle.current = false;
+          workspaces.delete(subject.id);
+        }
+        for (const flight of flights.values()) detach(flight);
+        return;
+      }
+      const digest = digests.get(subject.id);
+      const entry = digest === undefined ? undefined : entries.peek(digest);
+      if (entry !== undefined) dropRecord(entry);
+      for (const flight of flights.values()) if (flight.keyId === subject.id) detach(flight);
+    },
+
+    forget() {
+      epoch++;
+      for (const flight of flights.values()) detach(flight);
+    },
+
+    get size() {
+      return entries.size;
+    },
+  };
+}
