@@ -18,6 +18,7 @@ import { collectDocument, registerDocumentation } from './http/documentation.ts'
 import { type Readiness, registerHealthRoutes } from './http/health.ts';
 import { registerIntrospectRoute } from './http/introspect.ts';
 import { registerKeyRoutes } from './http/keys.ts';
+import { type MetricsSource, registerMetricsRoute } from './http/metrics.ts';
 import { registerMeRoute } from './http/me.ts';
 import { handleError, sendProblem } from './http/problem.ts';
 import { requestIdOf } from './http/request-id.ts';
@@ -38,6 +39,8 @@ export interface AppDependencies {
   /** Addresses and CIDRs of proxies whose `X-Forwarded-For` is believed. */
   readonly trustedProxies: readonly string[];
   readonly version: string;
+  /** `undefined`: there is no `/metrics`. */
+  readonly metrics: MetricsSource | undefined;
   /** Once true, each answer asks the client to use another connection. */
   isClosing(): boolean;
 }
@@ -112,6 +115,7 @@ export async function buildApp(dependencies: AppDependencies): Promise<FastifyIn
   registerIntrospectRoute({ callers, verifier });
   registerMeRoute({ callers });
   registerHealthRoutes(app, dependencies);
+  if (dependencies.metrics !== undefined) registerMetricsRoute(app, dependencies.metrics);
   registerDocumentation(app);
   return app;
 }

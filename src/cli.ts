@@ -18,7 +18,14 @@ const USAGE = `Usage: claviger <command>
 Settings are environment variables; the README lists them.`;
 
 /** Failures whose message is all that an operator needs. */
-const EXPECTED = new Set(['ConfigError', 'MigrationError', 'EmbeddedPostgresError', 'ListenerError', 'StartError', 'Failure']);
+const EXPECTED = new Set([
+  'ConfigError',
+  'MigrationError',
+  'EmbeddedPostgresError',
+  'ListenerError',
+  'StartError',
+  'Failure',
+]);
 
 /** Why this Node cannot run Claviger, or `undefined`. */
 export function nodeFault(version: string): string | undefined {

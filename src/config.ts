@@ -147,6 +147,12 @@ export const SETTINGS = {
     range: '1–16',
     purpose: 'Lanes of one argon2id hash.',
   },
+  METRICS_ENABLED: {
+    schema: onOff().default(true),
+    default: 'on',
+    range: '`on` or `off`',
+    purpose: 'Whether `/metrics` answers Prometheus.',
+  },
   HOST: {
     schema: z.string().default('127.0.0.1'),
     default: '127.0.0.1',

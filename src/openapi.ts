@@ -24,6 +24,7 @@ async function withApp<T>(look: (app: FastifyInstance) => T): Promise<T> {
     lifecycle: unused(),
     cursors: unused(),
     readiness: unused(),
+    metrics: unused(),
     limits: {
       callerPerMinute: config.CALLER_RATE_LIMIT,
       introspectPerMinute: config.INTROSPECT_RATE_LIMIT,
@@ -32,6 +33,7 @@ async function withApp<T>(look: (app: FastifyInstance) => T): Promise<T> {
     rotationDueDays: config.ROTATION_DUE_DAYS,
     trustedProxies: config.TRUSTED_PROXY_CIDRS,
     version: readVersion(),
+    metrics: unused(),
     isClosing: () => false,
   });
   try {

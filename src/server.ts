@@ -12,6 +12,7 @@ import { type Core, type CoreOptions, openCore, StartError } from './core.ts';
 import { Failure } from './domain/errors.ts';
 import { createCursorCodec } from './http/cursor.ts';
 import type { KeyLifecycle } from './lifecycle/keys.ts';
+import { createMetrics, type Metrics } from './metrics.ts';
 import { readDatabaseTime } from './storage/keys.ts';
 
 /** How long a draining instance still takes connections, so that a load balancer sees `/readyz` turn first. */
@@ -46,8 +47,7 @@ export interface Phase {
 export function appDependencies(
   core: Core,
   config: Config,
-  logger: pino.Logger,
-  phase: Phase,
+  { logger, phase, metrics }: { logger: pino.Logger; phase: Phase; metrics: Metrics },
 ): AppDependencies {
   return {
     logger,
@@ -59,6 +59,7 @@ export function appDependencies(
       async check() {
         if (phase.draining) throw new Failure('unavailable', 'This instance is shutting down.');
         await core.database.read(readDatabaseTime);
+        return { leaseAgeMs: core.membership.leaseAgeMs() ?? null };
       },
     },
     limits: {
@@ -69,6 +70,7 @@ export function appDependencies(
     rotationDueDays: config.ROTATION_DUE_DAYS,
     trustedProxies: config.TRUSTED_PROXY_CIDRS,
     version: readVersion(),
+    metrics: config.METRICS_ENABLED ? metrics : undefined,
     isClosing: () => phase.closing,
   };
 }
@@ -76,12 +78,19 @@ export function appDependencies(
 /** Runs the service until a signal ends it. */
 export async function serve(config: Config, options: Pick<CoreOptions, 'broken'> = {}): Promise<void> {
   const logger = createLogger(config.LOG_LEVEL);
-  const core = await openCore(config, { role: 'service', report: reporterOf(logger), ...options });
+  const metrics = createMetrics();
+  const core = await openCore(config, {
+    role: 'service',
+    report: reporterOf(logger),
+    observer: metrics.observer,
+    ...options,
+  });
+  metrics.watch(core);
   const phase: Phase = { draining: false, closing: false };
   let app: FastifyInstance | undefined;
   try {
     const firstAdmin = await makeFirstAdmin(core.lifecycle, config);
-    app = await buildApp(appDependencies(core, config, logger, phase));
+    app = await buildApp(appDependencies(core, config, { logger, phase, metrics }));
     await listen(app, config);
     if (core.movedTo !== undefined) say(`The embedded PostgreSQL keeps its data in ${core.movedTo}`);
     welcome(addressOf(app, config.HOST), firstAdmin, config);

@@ -1,8 +1,8 @@
 import type { SwaggerTransformObject } from '@fastify/swagger';
 import type { FastifySchema } from 'fastify';
 import { z } from 'zod';
-import { ERRORS, type ErrorCode } from '../domain/errors.ts';
-import { EXAMPLES, type Examples, problemExample } from './examples.ts';
+import { ERRORS } from '../domain/errors.ts';
+import { EXAMPLES, type Examples, PROBLEM_EXAMPLES } from './examples.ts';
 import { PROBLEM_TYPE } from './problem.ts';
 
 /*
@@ -14,7 +14,7 @@ type JsonSchema = z.core.JSONSchema.BaseSchema;
 
 interface Media {
   schema: JsonSchema;
-  examples?: Examples;
+  examples?: Examples | Record<string, { $ref: string }>;
 }
 
 interface Response {
@@ -25,15 +25,20 @@ interface Response {
 
 interface Operation {
   operationId: string;
-  security?: readonly object[];
+  description?: string;
+  security?: readonly Record<string, readonly string[]>[];
   requestBody?: { required: boolean; content: Record<string, Media> };
   responses: Record<string, Response>;
 }
 
 /** An OpenAPI document, as far as it is looked at here. */
 interface Document {
+  openapi: string;
+  info: object;
+  servers: object[];
+  tags: object[];
   paths: Record<string, Record<string, Operation>>;
-  components: { schemas?: Record<string, JsonSchema>; headers?: Record<string, unknown> };
+  components: { securitySchemes: object };
 }
 
 interface Documenter {
@@ -86,7 +91,7 @@ const HEADERS = {
 const RATE_HEADERS = ['X-RateLimit-Limit', 'X-RateLimit-Remaining', 'X-RateLimit-Reset'] as const;
 
 export function createDocumenter(): Documenter {
-  const components = new Map<string, JsonSchema>();
+  const named = new Map<string, JsonSchema>();
   const optionalBodies = new Set<string>();
 
   /** A reference where the schema has a name, and every schema with a name among the components. */
@@ -106,11 +111,11 @@ export function createDocumenter(): Documenter {
 
   function keep(name: string, { id: _, ...definition }: JsonSchema): JsonSchema {
     const component = referToComponents(definition);
-    const former = components.get(name);
+    const former = named.get(name);
     if (former !== undefined && JSON.stringify(former) !== JSON.stringify(component)) {
       throw new TypeError(`two schemas have the name ${name}`);
     }
-    components.set(name, component);
+    named.set(name, component);
     return { $ref: `#/components/schemas/${name}` };
   }
 
@@ -165,22 +170,39 @@ export function createDocumenter(): Documenter {
     },
 
     complete(collected) {
-      // A copy without shared objects: YAML would write those as aliases.
-      const document: Document = JSON.parse(JSON.stringify(collected));
-      for (const operation of Object.values(document.paths).flatMap((path) => Object.values(path))) {
+      const { openapi, info, servers, tags, paths, components }: Document = JSON.parse(
+        JSON.stringify(collected),
+      );
+      for (const operation of Object.values(paths).flatMap((path) => Object.values(path))) {
         if (operation.requestBody !== undefined) {
           operation.requestBody.required = !optionalBodies.has(operation.operationId);
         }
+        addPermission(operation);
         addHeaders(operation);
         addExamples(operation);
       }
-      document.components.headers = HEADERS;
-      document.components.schemas = Object.fromEntries(
-        [...components].sort(([one], [other]) => (one < other ? -1 : 1)),
-      );
+      const schemas = Object.fromEntries([...named].sort(([one], [other]) => (one < other ? -1 : 1)));
+      const { securitySchemes } = components;
+      const document = {
+        openapi,
+        info,
+        servers,
+        tags,
+        paths,
+        components: { securitySchemes, headers: HEADERS, examples: usedExamples(paths), schemas },
+      };
+      // A copy without shared objects: YAML would write those as aliases.
       return JSON.parse(JSON.stringify(document));
     },
   };
+}
+
+/** The role that `security` asks for, in words: pages such as Swagger UI do not show it. */
+function addPermission(operation: Operation): void {
+  const [permission] = new Set(operation.security?.flatMap((scheme) => Object.values(scheme).flat()));
+  if (permission === undefined) return;
+  const { description = '' } = operation;
+  operation.description = `${description}\n\nPermission: \`${permission}\`.`.trim();
 }
 
 function addHeaders({ security = [], responses }: Operation): void {
@@ -212,12 +234,18 @@ function addExamples({ operationId, requestBody, responses }: Operation): void {
   }
 }
 
-/** An example for each code of this status that the description names. */
-function problemExamples(status: number, description: string): Examples {
-  const codes = Object.keys(ERRORS) as ErrorCode[];
-  const named = codes.filter((code) => ERRORS[code].status === status && description.includes(`\`${code}\``));
+/** The example of each code of this status that the description names. */
+function problemExamples(status: number, description: string): Record<string, { $ref: string }> {
+  const codes = Object.entries(ERRORS).filter(
+    ([code, error]) => error.status === status && description.includes(`\`${code}\``),
+  );
+  return Object.fromEntries(codes.map(([code]) => [code, { $ref: `#/components/examples/${code}` }]));
+}
+
+function usedExamples(paths: object): Examples {
+  const text = JSON.stringify(paths);
   return Object.fromEntries(
-    named.map((code) => [code, { summary: ERRORS[code].title, value: problemExample(code) }]),
+    Object.entries(PROBLEM_EXAMPLES).filter(([code]) => text.includes(`"#/components/examples/${code}"`)),
   );
 }
 

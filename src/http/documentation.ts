@@ -7,17 +7,15 @@ import { createDocumenter } from './document.ts';
 const SERVICE_KEY =
   'A service key, `ck_svc_…`: a key of the workspace `system`. Its scopes are its permissions.';
 
-const DESCRIPTION = `Claviger issues, verifies, limits and revokes API keys for other services.
-
-**Callers** show a service key, in \`Authorization: Bearer\` or in \`X-Api-Key\`. Each operation names the permission that
-it asks for; \`admin\` is all of them. What a service key is not to see does not exist for it: 404.
-
-**Requests** are JSON of at most 64 KiB. A member that is not listed here is an error.
-
-**Responses** carry \`X-Request-Id\`, and under \`/v1\` \`Cache-Control: no-store\`. Times are RFC 3339, UTC, with milliseconds;
-what is absent is \`null\`. Later releases may add members: ignore those you do not know.
-
-**Errors** are \`application/problem+json\` (RFC 9457). Branch on \`code\`; nothing in them repeats a key, a header or a body.`;
+const DESCRIPTION = [
+  'Claviger issues, verifies, limits and revokes API keys for other services.',
+  '**Callers** show a service key, in `Authorization: Bearer` or in `X-Api-Key`. Each operation names the permission ' +
+    'that it asks for; `admin` is all of them. What a service key may not see does not exist for it: 404.',
+  '**Requests** are JSON of at most 64 KiB. A member that is not listed here is an error.',
+  '**Responses** carry `X-Request-Id` and, under `/v1`, `Cache-Control: no-store`. Times are RFC 3339, UTC, with ' +
+    'milliseconds; what is absent is `null`. Later releases may add members: ignore those you do not know.',
+  '**Errors** are `application/problem+json` (RFC 9457). Branch on `code`. No error repeats a key, a header or a body.',
+].join('\n\n');
 
 const TAGS = [
   { name: 'Keys', description: 'Issue, list, change and revoke keys: for the backend of a dashboard.' },

@@ -10,7 +10,7 @@ export type Examples = Record<string, { summary: string; value: unknown }>;
 interface OperationExamples {
   /** By media type. */
   readonly request?: Readonly<Record<string, Examples>>;
-  /** By status. Problems have theirs made (`problemExample`). */
+  /** By status. Problems have theirs below. */
   readonly responses: Readonly<Record<number, Examples>>;
 }
 
@@ -54,6 +54,8 @@ const restrictedKey = {
   expires_at: '2030-01-31T12:00:00.000Z',
 };
 
+const propagation = { instances: 3, confirmed: 3, fenced: 0, waited_ms: 4 };
+
 const revocation = {
   request: { [JSON_TYPE]: one('A reason', { reason: 'leaked' }) },
   responses: {
@@ -66,6 +68,7 @@ const revocation = {
         revoked_at: '2026-02-03T04:05:06.789Z',
         revoked_reason: 'leaked',
       },
+      propagation,
     }),
   },
 };
@@ -144,7 +147,11 @@ export const EXAMPLES: Readonly<Record<string, OperationExamples>> = {
   updateKey: {
     request: { [JSON_TYPE]: patch, 'application/merge-patch+json': patch },
     responses: {
-      200: one('The key from now on', { success: true, data: { ...key, name: 'Staging data warehouse' } }),
+      200: one('The key from now on', {
+        success: true,
+        data: { ...key, name: 'Staging data warehouse' },
+        propagation,
+      }),
     },
   },
   deleteKey: revocation,
@@ -159,7 +166,7 @@ export const EXAMPLES: Readonly<Record<string, OperationExamples>> = {
         all: { summary: 'All keys', value: {} },
       },
     },
-    responses: { 200: one('How many', { success: true, data: { revoked: 3 } }) },
+    responses: { 200: one('How many', { success: true, data: { revoked: 3 }, propagation }) },
   },
   introspect: {
     request: {
@@ -263,20 +270,24 @@ const DETAILS: Readonly<Record<ErrorCode, string>> = {
 
 const FAULTS: readonly InputFault[] = [{ path: 'name', message: 'must have 1 to 120 characters' }];
 
-export function problemExample(code: ErrorCode): object {
-  const { status, title } = ERRORS[code];
-  return {
-    type: `urn:claviger:error:${code}`,
-    title,
-    status,
-    detail: DETAILS[code],
-    instance: `urn:claviger:request:${REQUEST_ID}`,
-    success: false,
-    code,
-    request_id: REQUEST_ID,
-    ...(code === 'invalid_request' ? { errors: FAULTS } : {}),
-  };
-}
+/** One problem of each code. */
+export const PROBLEM_EXAMPLES: Examples = Object.fromEntries(
+  (Object.keys(DETAILS) as ErrorCode[]).map((code) => {
+    const { status, title } = ERRORS[code];
+    const value = {
+      type: `urn:claviger:error:${code}`,
+      title,
+      status,
+      detail: DETAILS[code],
+      instance: `urn:claviger:request:${REQUEST_ID}`,
+      success: false,
+      code,
+      request_id: REQUEST_ID,
+      ...(code === 'invalid_request' ? { errors: FAULTS } : {}),
+    };
+    return [code, { summary: title, value }];
+  }),
+);
 
 function one(summary: string, value: unknown): Examples {
   return { example: { summary, value } };

@@ -5,8 +5,8 @@ import { Failure } from '../domain/errors.ts';
 import * as schemas from './schemas.ts';
 
 export interface Readiness {
-  /** Resolves when this instance can serve; throws a Failure that says why not. */
-  check(): Promise<void>;
+  /** The age of the lease in milliseconds (`null`: none) when this instance can serve; throws a Failure that says why not. */
+  check(): Promise<{ readonly leaseAgeMs: number | null }>;
 }
 
 const TAGS = ['Operations'];
@@ -42,7 +42,14 @@ export function registerHealthRoutes(plain: FastifyInstance, { readiness }: { re
         description: 'For readiness probes and load balancers.',
         security: [],
         response: {
-          200: status('ready'),
+          200: status('ready').extend({
+            lease_age_ms: z
+              .number()
+              .nullable()
+              .describe(
+                'Since the lease was renewed; `null`: without one, every request reads the database.',
+              ),
+          }),
           ...schemas.problems({
             ...schemas.BARE_PROBLEMS,
             503: 'Not now (`unavailable`); `detail` says why.',
@@ -52,12 +59,12 @@ export function registerHealthRoutes(plain: FastifyInstance, { readiness }: { re
     },
     async () => {
       try {
-        await readiness.check();
+        const { leaseAgeMs } = await readiness.check();
+        return { status: 'ready' as const, lease_age_ms: leaseAgeMs };
       } catch (error) {
         // Expected while the database is away, and asked for every few seconds: no line in the log for each.
         throw error instanceof Failure ? new Failure(error.code, error.message) : error;
       }
-      return { status: 'ready' as const };
     },
   );
 }

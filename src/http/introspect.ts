@@ -20,28 +20,40 @@ const MAX_URL_LENGTH = 8_192;
 const fact = (most: number) =>
   z.string().max(most, `must have at most ${most} characters`).nullable().optional();
 
-const jsonBody = z.strictObject({
-  key: z.string().max(MAX_KEY_LENGTH).optional().describe('The token that the client sent. Alias: `token`.'),
-  token: z.string().max(MAX_KEY_LENGTH).optional().describe('Another name for `key`. Send one of them.'),
-  scopes: schemas.scopes.optional().describe('All of these are needed.'),
-  workspace_id: schemas.workspaceId.optional().describe('The workspace that the key is expected to be of.'),
-  environment: schemas.environment.optional().describe('The environment that the key is expected to be of.'),
-  cost: z
-    .int()
-    .min(0)
-    .max(MAX_COST)
-    .optional()
-    .describe('What this use counts against the rate limit; 0 spends nothing.'),
-  request: z
-    .strictObject({
-      ip: fact(64).describe("The client's address."),
-      method: fact(32).describe('The method of the request.'),
-      path: fact(MAX_URL_LENGTH).describe('The path of the request, with or without its query.'),
-      referrer: fact(MAX_URL_LENGTH).describe('The `Referer` header of the request.'),
-    })
-    .optional()
-    .describe('The request that the client made, for the restrictions of its key.'),
-});
+const jsonBody = z
+  .strictObject({
+    key: z
+      .string()
+      .max(MAX_KEY_LENGTH)
+      .optional()
+      .describe('The token that the client sent. Alias: `token`.'),
+    token: z.string().max(MAX_KEY_LENGTH).optional().describe('Another name for `key`. Send one of them.'),
+    scopes: schemas.scopes.optional().describe('All of these are needed.'),
+    workspace_id: schemas.workspaceId.optional().describe('The workspace that the key is expected to be of.'),
+    environment: schemas.environment
+      .optional()
+      .describe('The environment that the key is expected to be of.'),
+    cost: z
+      .int()
+      .min(0)
+      .max(MAX_COST)
+      .optional()
+      .describe('What this use counts against the rate limit; 0 spends nothing.'),
+    request: z
+      .strictObject({
+        ip: fact(64).describe("The client's address."),
+        method: fact(32).describe('The method of the request.'),
+        path: fact(MAX_URL_LENGTH).describe('The path of the request, with or without its query.'),
+        referrer: fact(MAX_URL_LENGTH).describe('The `Referer` header of the request.'),
+      })
+      .optional()
+      .describe('The request that the client made, for the restrictions of its key.'),
+  })
+  .meta({
+    id: 'Introspection',
+    description: 'A token, and what is asked of it.',
+    oneOf: [{ required: ['key'] }, { required: ['token'] }],
+  });
 
 /** RFC 7662 §2.1; parameters that are not known here are ignored (RFC 6749 §3.2). */
 const formBody = z
@@ -124,7 +136,9 @@ export function registerIntrospectRoute({
           security: schemas.callerWith('introspect'),
           body: { content: { [JSON_TYPE]: { schema: jsonBody }, [FORM]: { schema: formBody } } },
           response: {
-            200: z.union([activeOutput, inactiveOutput, standardOutput]),
+            200: z
+              .union([activeOutput, inactiveOutput, standardOutput])
+              .describe('The verdict: the first two answer JSON, the third a form.'),
             ...schemas.problems({ ...schemas.CALLER_PROBLEMS, ...schemas.BODY_PROBLEMS }),
           },
         },

@@ -28,41 +28,54 @@ const DEFAULT_PAGE = 20;
 const MAX_PAGE = 100;
 const TAGS = ['Keys'];
 
-const createBody = z.strictObject({
-  workspace_id: schemas.workspaceId,
-  name: schemas.keyName,
-  environment: schemas.environment.optional(),
-  scopes: schemas.scopes.optional(),
-  expires_at: schemas.timeInput
-    .nullable()
-    .optional()
-    .describe('An RFC 3339 time in the future; from then on the key is refused. Absent or `null`: never.'),
-  restrictions: schemas.restrictionsInput.nullable().optional(),
-  rate_limit: schemas.rateLimit
-    .nullable()
-    .optional()
-    .describe("Absent: the deployment's default for the environment. `null`: no limit."),
-  metadata: schemas.metadata.nullable().optional(),
-  created_by: schemas.createdBy.nullable().optional(),
-});
+const createBody = z
+  .strictObject({
+    workspace_id: schemas.workspaceId,
+    name: schemas.keyName,
+    environment: schemas.environment.optional(),
+    scopes: schemas.scopes.optional(),
+    expires_at: schemas.timeInput
+      .nullable()
+      .optional()
+      .describe('An RFC 3339 time in the future; from then on the key is refused. Absent or `null`: never.'),
+    restrictions: schemas.restrictionsInput.nullable().optional(),
+    rate_limit: schemas.rateLimit
+      .nullable()
+      .optional()
+      .describe("Absent: the deployment's default for the environment. `null`: no limit."),
+    metadata: schemas.metadata.nullable().optional(),
+    created_by: schemas.createdBy.nullable().optional(),
+  })
+  .meta({
+    id: 'NewKey',
+    description: 'What a key is made of. It keeps its workspace and its environment for ever.',
+  });
 
-const patchBody = z.strictObject({
-  name: schemas.keyName.optional(),
-  scopes: schemas.scopes.nullable().optional().describe('What the key may do from now on; `null`: nothing.'),
-  expires_at: schemas.timeInput
-    .nullable()
-    .optional()
-    .describe('An RFC 3339 time in the future; from then on the key is refused. `null`: never.'),
-  restrictions: schemas.restrictionsInput.nullable().optional(),
-  rate_limit: schemas.rateLimit
-    .partial()
-    .nullable()
-    .optional()
-    .describe('Absent members stay; `null`: no limit.'),
-  metadata: schemas.metadata.nullable().optional(),
-});
+const patchBody = z
+  .strictObject({
+    name: schemas.keyName.optional(),
+    scopes: schemas.scopes
+      .nullable()
+      .optional()
+      .describe('What the key may do from now on; `null`: nothing.'),
+    expires_at: schemas.timeInput
+      .nullable()
+      .optional()
+      .describe('An RFC 3339 time in the future; from then on the key is refused. `null`: never.'),
+    restrictions: schemas.restrictionsInput.nullable().optional(),
+    rate_limit: schemas.rateLimit
+      .partial()
+      .nullable()
+      .optional()
+      .describe('Absent members stay; `null`: no limit.'),
+    metadata: schemas.metadata.nullable().optional(),
+  })
+  .meta({ id: 'KeyPatch', description: 'The settings of a key that can change: a JSON Merge Patch.' });
 
-const revokeBody = z.strictObject({ reason: schemas.reason.nullable().optional() }).nullish();
+const revokeBody = z
+  .strictObject({ reason: schemas.reason.nullable().optional() })
+  .meta({ id: 'Revocation', description: 'Why the key is revoked.' })
+  .nullish();
 
 const listQuery = z.strictObject({
   workspace_id: schemas.workspaceId.optional().describe('Keys of this workspace.'),
@@ -93,7 +106,7 @@ const listQuery = z.strictObject({
 });
 
 const idParams = z.object({ id: z.string().describe('The id of the key: `key_…`.') });
-const oneKey = schemas.success(schemas.keyOutput);
+const oneKey = schemas.success(schemas.keyOutput).describe('The key.');
 const noKey = { 404: 'There is no such key that this caller may see (`not_found`).' };
 const conflict = { 409: 'The key is not active (`key_not_active`), or it is the last admin (`last_admin`).' };
 
@@ -119,11 +132,13 @@ export function registerKeyRoutes({
           security: schemas.callerWith('keys:read'),
           querystring: listQuery,
           response: {
-            200: z.object({
-              success: schemas.succeeded,
-              data: z.array(schemas.keyOutput).describe('The keys of this page.'),
-              pagination: schemas.paginationOutput,
-            }),
+            200: z
+              .object({
+                success: schemas.succeeded,
+                data: z.array(schemas.keyOutput).describe('The keys of this page.'),
+                pagination: schemas.paginationOutput,
+              })
+              .describe('A page of keys.'),
             ...schemas.problems(schemas.CALLER_PROBLEMS),
           },
         },
@@ -206,7 +221,7 @@ export function registerKeyRoutes({
           security: schemas.callerWith('keys:write'),
           body: createBody,
           response: {
-            201: schemas.success(schemas.keyWithTokenOutput),
+            201: schemas.success(schemas.keyWithTokenOutput).describe('The key was made; here is its token.'),
             ...schemas.problems({ ...schemas.CALLER_PROBLEMS, ...schemas.BODY_PROBLEMS }),
           },
         },
@@ -247,7 +262,7 @@ export function registerKeyRoutes({
           params: idParams,
           body: patchBody,
           response: {
-            200: schemas.changed(schemas.keyOutput),
+            200: schemas.changed(schemas.keyOutput).describe('The key as it is from now on.'),
             ...schemas.problems({
               ...schemas.CALLER_PROBLEMS,
               ...noKey,
@@ -287,12 +302,14 @@ export function registerKeyRoutes({
       params: idParams,
       body: revokeBody,
       response: {
-        200: z.object({
-          success: schemas.succeeded,
-          message: z.string().describe('For people to read.'),
-          data: schemas.keyOutput,
-          propagation: schemas.propagationOutput,
-        }),
+        200: z
+          .object({
+            success: schemas.succeeded,
+            message: z.string().describe('For people to read.'),
+            data: schemas.keyOutput,
+            propagation: schemas.propagationOutput,
+          })
+          .describe('The key is revoked, on every instance.'),
         ...schemas.problems({ ...schemas.CALLER_PROBLEMS, ...noKey, ...conflict, ...schemas.BODY_PROBLEMS }),
       },
     };

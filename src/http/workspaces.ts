@@ -12,6 +12,10 @@ const bulkBody = z
     created_by: schemas.createdBy.describe('Only keys that this one asked for.'),
   })
   .partial()
+  .meta({
+    id: 'BulkRevocation',
+    description: 'Which keys are revoked, and why. Absent members do not narrow.',
+  })
   .nullish();
 
 /** `/v1/workspaces/{id}` (contract §4). */
@@ -36,7 +40,9 @@ export function registerWorkspaceRoutes({
           params: z.object({ id: schemas.workspaceId }),
           body: bulkBody,
           response: {
-            200: schemas.changed(z.object({ revoked: z.int().describe('How many keys this call revoked.') })),
+            200: schemas
+              .changed(z.object({ revoked: z.int().describe('How many keys this call revoked.') }))
+              .describe('The keys are revoked, on every instance.'),
             ...schemas.problems({
               ...schemas.CALLER_PROBLEMS,
               ...schemas.BODY_PROBLEMS,

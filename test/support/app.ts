@@ -4,9 +4,12 @@ import pino from 'pino';
 import { onTestFinished } from 'vitest';
 import { buildApp } from '../../src/app.ts';
 import { type Config, readConfig } from '../../src/config.ts';
-import { appDependencies, openCore } from '../../src/server.ts';
+import { openCore } from '../../src/core.ts';
+import { createMetrics } from '../../src/metrics.ts';
+import { appDependencies, reporterOf } from '../../src/server.ts';
 import { type Answer, bodyOf, type Client, createClient } from './client.ts';
 import { createTestDatabase, type TestDatabase } from './database.ts';
+import { loadResponseCheck } from './response-check.ts';
 
 export const TEST_KEY_SECRET = 'a-secret-for-tests-alone-of-40-characters';
 /** The weakest argon2 that the configuration allows: tests are about what stands around it. */
@@ -38,9 +41,17 @@ export async function createTestApp(
   });
   const logLines: string[] = [];
   const logger = pino({ level: config.LOG_LEVEL }, { write: (line: string) => logLines.push(line) });
-  const core = await openCore(config, 'service', logger);
+  const metrics = createMetrics();
+  const core = await openCore(config, {
+    role: 'service',
+    report: reporterOf(logger),
+    observer: metrics.observer,
+  });
+  metrics.watch(core);
   const admin = await core.lifecycle.createAdmin(`Test admin ${randomBytes(4).toString('hex')}`);
-  const app = await buildApp(appDependencies(core, config, logger, { draining: false, closing: false }));
+  const app = await buildApp(
+    appDependencies(core, config, { logger, metrics, phase: { draining: false, closing: false } }),
+  );
   const client = createClient(
     async ({ method, path, headers, body }): Promise<Answer> => {
       const response = await app.inject({
@@ -59,7 +70,7 @@ export async function createTestApp(
         body: bodyOf(found['content-type'], response.payload),
       };
     },
-    { token: admin.token, check: () => undefined },
+    { token: admin.token, check: await loadResponseCheck() },
   );
   return {
     ...client,

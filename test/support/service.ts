@@ -8,6 +8,7 @@ import { onTestFinished } from 'vitest';
 import { CHEAP_ARGON2, TEST_KEY_SECRET } from './app.ts';
 import { type Client, createClient, fetchTransport } from './client.ts';
 import type { TestDatabase } from './database.ts';
+import { loadResponseCheck } from './response-check.ts';
 
 export const ROOT = fileURLToPath(new URL('../..', import.meta.url));
 /** The compiled service: `npm test` builds it first. */
@@ -56,7 +57,7 @@ export async function startService({ database, token, environment = {} }: Servic
   const url = await addressOf(child, printed);
   const client = createClient(fetchTransport(url), {
     token: token ?? (await readFile(adminKeyFile, 'utf8')).trim(),
-    check: () => undefined,
+    check: await loadResponseCheck(),
   });
   return {
     ...client,

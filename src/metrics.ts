@@ -1,0 +1,108 @@
+import { collectDefaultMetrics, Counter, Gauge, Histogram, Registry } from 'prom-client';
+import type { Core } from './core.ts';
+import type { EngineObserver } from './verification/observer.ts';
+
+/** What Prometheus scrapes (contract §8). */
+export interface Metrics {
+  /** To be told of what happens in the engine. */
+  readonly observer: EngineObserver;
+  /** Reads the sizes of what was put together, at each scrape. */
+  watch(core: Pick<Core, 'cache' | 'hasher' | 'membership'>): void;
+  /** The metrics in Prometheus' text format, and its content type. */
+  render(): Promise<{ readonly text: string; readonly contentType: string }>;
+}
+
+const PREFIX = 'claviger_';
+const ARGON2_BUCKETS_SECONDS = [0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5];
+const CHANGE_BUCKETS_SECONDS = [0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.5, 1, 5, 10, 30, 100, 310];
+
+export function createMetrics(): Metrics {
+  const registry = new Registry();
+  const registers = [registry];
+  collectDefaultMetrics({ prefix: PREFIX, register: registry });
+
+  /** A counter that costs a request one addition: its labels are put on at the scrape. */
+  function counts<Label extends string>(name: string, help: string, label: string, values: readonly Label[]) {
+    const counted = new Map<Label, number>(values.map((value) => [value, 0]));
+    new Counter({
+      name: PREFIX + name,
+      help,
+      labelNames: [label],
+      registers,
+      collect() {
+        this.reset();
+        for (const [value, count] of counted) this.inc({ [label]: value }, count);
+      },
+    });
+    return (value: Label) => counted.set(value, (counted.get(value) ?? 0) + 1);
+  }
+  const counter = (name: string, help: string) => new Counter({ name: PREFIX + name, help, registers });
+  const histogram = (name: string, help: string, buckets: number[]) =>
+    new Histogram({ name: PREFIX + name, help, buckets, registers });
+  const gauge = (name: string, help: string, read: () => number) =>
+    new Gauge({
+      name: PREFIX + name,
+      help,
+      registers,
+      collect() {
+        this.set(read());
+      },
+    });
+
+  const lookups = counts('lookups_total', 'Tokens looked up, by where the answer came from.', 'way', [
+    'memory',
+    'database',
+    'unminted',
+  ]);
+  const proofs = counts('proofs_total', 'Secrets proved after a read of the database, by what proved them.', 'by', [
+    'memory',
+    'memo',
+    'argon2',
+  ]);
+  const ends = counts('memberships_ended_total', 'Times that memory stopped answering, by why.', 'reason', [
+    'fenced',
+    'lapsed',
+    'listener',
+    'drain',
+  ]);
+  const argon2Wait = histogram('argon2_wait_seconds', 'Time waited for an argon2 slot.', ARGON2_BUCKETS_SECONDS);
+  const argon2Time = histogram('argon2_seconds', 'Time of an argon2 computation.', ARGON2_BUCKETS_SECONDS);
+  const overloads = counter('argon2_overloaded_total', 'Computations refused because the queue was full.');
+  const changes = counter('changes_heard_total', 'Changes heard of, and dropped from memory.');
+  const acknowledgements = counter('acknowledgements_total', 'Changes of other instances acknowledged.');
+  const fences = counter('fences_total', 'Silent instances that this one fenced.');
+  const registrations = counter('registrations_total', 'Times that this instance joined.');
+  const changeWait = histogram(
+    'change_wait_seconds',
+    'Time from the commit of a change until it held on every instance.',
+    CHANGE_BUCKETS_SECONDS,
+  );
+
+  return {
+    observer: {
+      lookedUp: lookups,
+      proved: proofs,
+      hashed({ waitedMs, tookMs }) {
+        argon2Wait.observe(waitedMs / 1000);
+        argon2Time.observe(tookMs / 1000);
+      },
+      overloaded: () => overloads.inc(),
+      changeHeard: () => changes.inc(),
+      acknowledged: (count) => acknowledgements.inc(count),
+      fenced: (count) => fences.inc(count),
+      confirmed: (waitedMs) => changeWait.observe(waitedMs / 1000),
+      registered: () => registrations.inc(),
+      left: ends,
+    },
+
+    watch({ cache, hasher, membership }) {
+      gauge('cached_keys', 'Keys that memory knows.', () => cache.size);
+      gauge('argon2_running', 'Argon2 computations under way.', () => hasher.load().running);
+      gauge('argon2_waiting', 'Argon2 computations that wait for a slot.', () => hasher.load().waiting);
+      gauge('leased', '1 while memory may answer, else 0.', () => (membership.isLeased() ? 1 : 0));
+      gauge('lease_age_seconds', 'Time since the lease was renewed; NaN without one.', () => (membership.leaseAgeMs() ?? Number.NaN) / 1000);
+    },
+
+    render: async () => ({ text: await registry.metrics(), contentType: registry.contentType }),
+  };
+}
