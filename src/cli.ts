@@ -1,10 +1,9 @@
 #!/usr/bin/env node
 /*
  * Nothing but Node's own modules is imported before the version of Node is known: what is imported later may not
- * even parse on an old one.
+ * even parse on an old one. And these as a whole, since an old one fails at once on a name that they lack.
  */
-import { availableParallelism } from 'node:os';
-import { parseArgs } from 'node:util';
+import util from 'node:util';
 
 const OLDEST_NODE = [20, 19] as const;
 
@@ -28,7 +27,7 @@ const EXPECTED = new Set([
 ]);
 
 /** Why this Node cannot run Claviger, or `undefined`. */
-export function nodeFault(version: string): string | undefined {
+function nodeFault(version: string): string | undefined {
   const [major = 0, minor = 0] = version.split('.').map(Number);
   const [oldestMajor, oldestMinor] = OLDEST_NODE;
   if (major > oldestMajor || (major === oldestMajor && minor >= oldestMinor)) return undefined;
@@ -36,18 +35,12 @@ export function nodeFault(version: string): string | undefined {
 }
 
 async function run(): Promise<void> {
-  const { positionals, values } = parseArgs({
-    allowPositionals: true,
-    options: { name: { type: 'string' }, help: { type: 'boolean', short: 'h' } },
-  });
-  const [command, ...rest] = positionals;
-  if (values.help === true) {
+  const { command, help, name } = readArguments();
+  if (help) {
     process.stdout.write(`${USAGE}\n`);
     return;
   }
-  if (rest.length > 0) throw usageError();
-  // argon2 runs in libuv's pool, which is read from the environment when it is first used.
-  process.env.UV_THREADPOOL_SIZE ??= String(availableParallelism() + 3);
+  if (name !== undefined && command !== 'create-admin-key') throw usageError();
   const server = await import('./server.ts');
   const { readConfig } = await import('./config.ts');
   switch (command) {
@@ -56,8 +49,8 @@ async function run(): Promise<void> {
     case 'migrate':
       return server.migrate(readConfig(process.env));
     case 'create-admin-key':
-      if (values.name === undefined) throw usageError();
-      process.stdout.write(`${await server.createAdminKey(readConfig(process.env), values.name)}\n`);
+      if (name === undefined) throw usageError();
+      process.stdout.write(`${await server.createAdminKey(readConfig(process.env), name)}\n`);
       return;
     case 'openapi': {
       const { writeDocument } = await import('./openapi.ts');
@@ -69,16 +62,34 @@ async function run(): Promise<void> {
   }
 }
 
+function readArguments(): { command: string | undefined; help: boolean; name: string | undefined } {
+  try {
+    const { positionals, values } = util.parseArgs({
+      allowPositionals: true,
+      options: { name: { type: 'string' }, help: { type: 'boolean', short: 'h' } },
+    });
+    if (positionals.length > 1) throw usageError();
+    return { command: positionals[0], help: values.help === true, name: values.name };
+  } catch {
+    // An option that it does not know, or one without its value.
+    throw usageError();
+  }
+}
+
 function usageError(): Error {
-  return Object.assign(new Error(USAGE), { name: 'StartError' });
+  return Object.assign(new Error(USAGE), { name: 'UsageError' });
 }
 
 function report(error: unknown): void {
+  process.exitCode = 1;
+  if (error instanceof Error && error.name === 'UsageError') {
+    process.stderr.write(`${error.message}\n`);
+    return;
+  }
   const known = error instanceof Error && (EXPECTED.has(error.name) || 'code' in error);
   const message =
     error instanceof Error ? ((known ? error.message : error.stack) ?? error.message) : String(error);
   for (const line of message.split('\n')) process.stderr.write(`claviger: ${line}\n`);
-  process.exitCode = 1;
 }
 
 const fault = nodeFault(process.versions.node);

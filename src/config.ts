@@ -207,6 +207,9 @@ export function readConfig(environment: Readonly<Record<string, string | undefin
   if (given.DATABASE_URL !== undefined && given.KEY_SECRET === undefined) {
     faults.push('KEY_SECRET is required with DATABASE_URL; make one with: openssl rand -base64 33');
   }
+  if (given.DATABASE_LISTEN_URL !== undefined && given.DATABASE_URL === undefined) {
+    faults.push('DATABASE_LISTEN_URL goes with DATABASE_URL, which is unset');
+  }
   if (faults.length > 0) throw new ConfigError(faults.join('\n'));
 
   // Each member was parsed by the schema of its name.

@@ -57,7 +57,7 @@ const TURN_WAIT_MS = 60_000;
 const LEAVING_TURN_WAIT_MS = 5_000;
 /** Recovery after a power cut may take this long; the database is left to finish it when this runs out. */
 const START_WAIT_MS = 60_000;
-/** A database left behind that answers nobody for this long is stopped instead of adopted. */
+/** A database left behind that is ready but answers nobody for this long is stopped instead of adopted. */
 const ADOPT_WAIT_MS = 30_000;
 /** A fast shutdown is a checkpoint: a second, or many on a slow disk. */
 const STOP_WAIT_SECONDS = 60;
@@ -65,7 +65,9 @@ const STOP_WAIT_SECONDS = 60;
 const VISITOR_GRACE_MS = 2_000;
 /** A visitor that started the database waits this long for others that came to use it. */
 const OTHER_VISITORS_WAIT_MS = 10_000;
-const QUERY_TIMEOUT_MS = 5_000;
+const CONNECT_TIMEOUT_MS = 5_000;
+/** Creating a database takes a tenth of a second, or many of them on a slow disk. */
+const QUERY_TIMEOUT_MS = 30_000;
 const POLL_MS = 25;
 const NO_SYMLINK = process.platform === 'win32' ? 0 : constants.O_NOFOLLOW;
 const COMMAND_TIMEOUT_MS = 120_000;
@@ -337,32 +339,40 @@ async function bringUp(cluster: Cluster): Promise<Running> {
  * The port of the database that already runs on this cluster; undefined when none does, and then no
  * `postmaster.pid` is in the way of starting one.
  *
- * Proof that it is ours is that it knows our password (SCRAM proves both sides) and names our folder. A pid alone
- * proves nothing: it may be reused, or a zombie in a container whose first process reaps nobody.
+ * It is ours if its pid is a PostgreSQL of the right user on this cluster, and it answers for this folder with our
+ * password. The pid alone proves nothing: it may be reused, or be a zombie in a container whose first process reaps
+ * nobody. Nor does the port, which others may have by now: nothing is sent there before the process is known.
  */
 async function adopt(cluster: Cluster): Promise<number | undefined> {
   const deadline = performance.now() + ADOPT_WAIT_MS;
-  for (let unseen = 0; ; ) {
+  for (let unseen = 0; ; await sleep(4 * POLL_MS)) {
     const noted = await readPostmasterPid(cluster);
     if (!noted) return undefined;
-    const answer = await askWhose(cluster, noted.port);
-    if (answer === 'ours') return noted.port;
-
-    // Seen missing twice before its file goes: a database being launched writes its file a moment after making it.
-    unseen = (await isPostmasterOf(noted.pid, cluster)) ? 0 : unseen + 1;
-    if (unseen >= 2) {
+    if (await isPostmasterOf(noted.pid, cluster)) {
+      unseen = 0;
+      const answer = await askWhose(cluster, noted.port);
+      if (answer === 'ours') return noted.port;
+      if (answer === 'refuses') {
+        throw new EmbeddedPostgresError(
+          `The database running on ${cluster.folder} (pid ${noted.pid}) does not accept the password in ${join(cluster.folder, 'password')}: restore that file, or stop the database and set DATA_DIR to another folder.`,
+        );
+      }
+      // One that is starting may have much to recover: stopped, it would have to begin again.
+      if (performance.now() > deadline && noted.state !== 'ready')
+        throw notReady(cluster, noted.pid, ADOPT_WAIT_MS);
+      if (performance.now() > deadline) await shutDown(cluster, undefined);
+    } else if (unseen > 0) {
+      // Missing twice, since a database being launched writes its file a moment after making it.
       await rm(postmasterPid(cluster), { force: true });
       return undefined;
-    }
-    if (unseen === 0 && answer === 'refuses') {
-      throw new EmbeddedPostgresError(
-        `The database running on ${cluster.folder} (pid ${noted.pid}) does not accept the password in ${join(cluster.folder, 'password')}: restore that file, or stop the database and set DATA_DIR to another folder.`,
-      );
-    }
-    if (performance.now() > deadline) await shutDown(cluster, undefined);
-    await sleep(4 * POLL_MS);
+    } else unseen += 1;
   }
 }
+
+const notReady = (cluster: Cluster, pid: number | undefined, waitedMs: number): EmbeddedPostgresError =>
+  new EmbeddedPostgresError(
+    `PostgreSQL (pid ${pid}) is still starting or stopping in ${cluster.folder} after ${waitedMs / 1000} s, see ${cluster.log}: start again when it is done, ${OTHERWISE}.`,
+  );
 
 /** Starts PostgreSQL in a session of its own (`detached`), where neither Ctrl-C nor our end reaches it. */
 async function launch(
@@ -392,13 +402,11 @@ async function launch(
   const deadline = performance.now() + START_WAIT_MS;
   while (performance.now() < deadline) {
     const noted = await readPostmasterPid(cluster);
-    if (noted?.pid === child.pid && noted?.ready) return { ready: true, child };
+    if (noted?.pid === child.pid && noted?.state === 'ready') return { ready: true, child };
     const end = await Promise.race([ended, sleep(POLL_MS, undefined)]);
     if (end !== undefined) return { ready: false, output: `${await readFile(log, 'utf8')}\n${end}` };
   }
-  throw new EmbeddedPostgresError(
-    `PostgreSQL (pid ${child.pid}) is still getting ready in ${cluster.folder} after ${START_WAIT_MS / 1000} s, see ${log}: start again when it is, ${OTHERWISE}.`,
-  );
+  throw notReady(cluster, child.pid, START_WAIT_MS);
 }
 
 function settingsFor(port: number): Record<string, string> {
@@ -427,7 +435,7 @@ async function shutDown(cluster: Cluster, child: ChildProcess | undefined): Prom
       ['stop', '-D', cluster.path, '-m', mode, ...limit],
       cluster.account,
     );
-    if (ok && child) await Promise.race([exitOf(child), sleep(QUERY_TIMEOUT_MS)]);
+    if (ok && child) await Promise.race([exitOf(child), sleep(CONNECT_TIMEOUT_MS)]);
     if (ok || !(await readPostmasterPid(cluster))) return;
   }
   throw new EmbeddedPostgresError(
@@ -445,11 +453,11 @@ const postmasterPid = (cluster: Cluster): string => join(cluster.path, 'postmast
 /** What the database wrote about itself (PostgreSQL's miscadmin.h, LOCK_FILE_LINE_*); undefined when it is down. */
 async function readPostmasterPid(
   cluster: Cluster,
-): Promise<{ pid: number; port: number; ready: boolean } | undefined> {
+): Promise<{ pid: number; port: number; state: string | undefined } | undefined> {
   const text = await readFile(postmasterPid(cluster), 'utf8').catch(ignore('ENOENT'));
   if (text === undefined) return undefined;
   const lines = text.split('\n');
-  return { pid: Number(lines[0]) || 0, port: Number(lines[3]) || 0, ready: lines[7]?.trim() === 'ready' };
+  return { pid: Number(lines[0]) || 0, port: Number(lines[3]) || 0, state: lines[7]?.trim() };
 }
 
 async function askWhose(cluster: Cluster, port: number): Promise<'ours' | 'refuses' | 'silent'> {
@@ -469,17 +477,19 @@ async function askWhose(cluster: Cluster, port: number): Promise<'ours' | 'refus
   }
 }
 
-/** Whether this pid is a PostgreSQL on this cluster: by its command line, which needs no privilege to read. */
+/** Whether this pid is PostgreSQL on this cluster, of the right user: by what needs no privilege to read. */
 async function isPostmasterOf(pid: number, cluster: Cluster): Promise<boolean> {
   if (pid < 1) return false;
+  if (process.platform === 'win32') return isAlive(pid);
+  const user = cluster.account?.uid ?? process.geteuid?.();
   if (process.platform === 'linux') {
+    const owner = await stat(`/proc/${pid}`).catch(() => undefined);
     const line = await readFile(`/proc/${pid}/cmdline`, 'utf8').catch(() => ''); // empty for a zombie
     const words = line.split('\0');
-    return basename(words[0] ?? '') === 'postgres' && words.includes(cluster.path);
+    return owner?.uid === user && basename(words[0] ?? '') === 'postgres' && words.includes(cluster.path);
   }
-  if (process.platform === 'win32') return isAlive(pid);
-  const { output } = await run('ps', ['-ww', '-o', 'command=', '-p', String(pid)], undefined);
-  return output.includes(`postgres -D ${cluster.path} `);
+  const { output } = await run('ps', ['-ww', '-o', 'uid=,command=', '-p', String(pid)], undefined);
+  return Number.parseInt(output, 10) === user && output.includes(`postgres -D ${cluster.path} `);
 }
 
 function isAlive(pid: number): boolean {
@@ -499,7 +509,7 @@ async function connectTo(cluster: Cluster, port: number, database: string, name:
     database,
     ssl: false,
     application_name: name,
-    connectionTimeoutMillis: QUERY_TIMEOUT_MS,
+    connectionTimeoutMillis: CONNECT_TIMEOUT_MS,
     query_timeout: QUERY_TIMEOUT_MS,
   });
   client.on('error', () => {}); // a lost connection is noticed by the next query

@@ -24,7 +24,6 @@ async function withApp<T>(look: (app: FastifyInstance) => T): Promise<T> {
     lifecycle: unused(),
     cursors: unused(),
     readiness: unused(),
-    metrics: unused(),
     limits: {
       callerPerMinute: config.CALLER_RATE_LIMIT,
       introspectPerMinute: config.INTROSPECT_RATE_LIMIT,

@@ -247,7 +247,19 @@ export const EXAMPLES: Readonly<Record<string, OperationExamples>> = {
     },
   },
   healthz: { responses: { 200: one('Alive', { status: 'ok' }) } },
-  readyz: { responses: { 200: one('Ready', { status: 'ready' }) } },
+  readyz: {
+    responses: {
+      200: {
+        leased: { summary: 'Answers from memory', value: { status: 'ready', lease_age_ms: 412 } },
+        unleased: { summary: 'Asks the database each time', value: { status: 'ready', lease_age_ms: null } },
+      },
+    },
+  },
+  metrics: {
+    responses: {
+      200: one("Prometheus' text format", '# TYPE claviger_up gauge\nclaviger_up 1\n'),
+    },
+  },
 };
 
 /** What a caller reads in `detail`, for one case of each code. */

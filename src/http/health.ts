@@ -26,7 +26,7 @@ export function registerHealthRoutes(plain: FastifyInstance, { readiness }: { re
         summary: 'The process is alive',
         description: 'For liveness probes: asks nothing of the database.',
         security: [],
-        response: { 200: status('ok'), ...schemas.problems(schemas.BARE_PROBLEMS) },
+        response: { 200: status('ok').describe('It is.'), ...schemas.problems(schemas.BARE_PROBLEMS) },
       },
     },
     async () => ({ status: 'ok' as const }),
@@ -42,14 +42,16 @@ export function registerHealthRoutes(plain: FastifyInstance, { readiness }: { re
         description: 'For readiness probes and load balancers.',
         security: [],
         response: {
-          200: status('ready').extend({
-            lease_age_ms: z
-              .number()
-              .nullable()
-              .describe(
-                'Since the lease was renewed; `null`: without one, every request reads the database.',
-              ),
-          }),
+          200: status('ready')
+            .extend({
+              lease_age_ms: z
+                .number()
+                .nullable()
+                .describe(
+                  'Since the lease was renewed; `null`: without one, every request reads the database.',
+                ),
+            })
+            .describe('It can.'),
           ...schemas.problems({
             ...schemas.BARE_PROBLEMS,
             503: 'Not now (`unavailable`); `detail` says why.',

@@ -38,7 +38,7 @@ const createBody = z
       .nullable()
       .optional()
       .describe('An RFC 3339 time in the future; from then on the key is refused. Absent or `null`: never.'),
-    restrictions: schemas.restrictionsInput.nullable().optional(),
+    restrictions: schemas.restrictionsInput.nullable().optional().describe('Absent or `null`: none.'),
     rate_limit: schemas.rateLimit
       .nullable()
       .optional()
@@ -62,7 +62,10 @@ const patchBody = z
       .nullable()
       .optional()
       .describe('An RFC 3339 time in the future; from then on the key is refused. `null`: never.'),
-    restrictions: schemas.restrictionsInput.nullable().optional(),
+    restrictions: schemas.restrictionsInput
+      .nullable()
+      .optional()
+      .describe('Absent lists stay; `null`: none.'),
     rate_limit: schemas.rateLimit
       .partial()
       .nullable()

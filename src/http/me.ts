@@ -19,15 +19,17 @@ export function registerMeRoute({ callers }: { callers: Callers }): void {
           response: {
             200: schemas
               .success(
-                z.object({
-                  id: schemas.keyId,
-                  name: z.string().describe('What people call the service key.'),
-                  permissions: z
-                    .array(z.string().meta({ enum: [...PERMISSIONS] }))
-                    .describe('What it may do; `admin` is all of them.'),
-                  restrictions: schemas.restrictionsOutput.nullable().describe('`null`: none.'),
-                  expires_at: schemas.timeOutput.nullable().describe('`null`: never.'),
-                }),
+                z
+                  .object({
+                    id: schemas.keyId,
+                    name: z.string().describe('What people call the service key.'),
+                    permissions: z
+                      .array(z.string().meta({ enum: [...PERMISSIONS] }))
+                      .describe('What it may do; `admin` is all of them.'),
+                    restrictions: schemas.restrictionsOutput.nullable().describe('`null`: none.'),
+                    expires_at: schemas.timeOutput.nullable().describe('`null`: never.'),
+                  })
+                  .describe('The service key.'),
               )
               .describe('What the caller is.'),
             ...schemas.problems(schemas.CALLER_PROBLEMS),

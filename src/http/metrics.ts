@@ -22,7 +22,7 @@ export function registerMetricsRoute(app: FastifyInstance, metrics: MetricsSourc
             description: "Prometheus' text format.",
             content: { 'text/plain': { schema: z.string() } },
           },
-          ...schemas.problems(schemas.BARE_PROBLEMS),
+          ...schemas.problems({ ...schemas.BARE_PROBLEMS, 404: 'Metrics are switched off (`not_found`).' }),
         },
       },
     },

@@ -64,7 +64,7 @@ export const scopes = z
 
 /** RFC 3339 with any offset; `toTime` makes it milliseconds. */
 export const timeInput = z.iso
-  .datetime({ offset: true, error: 'must be an RFC 3339 time such as 2030-01-31T12:00:00Z' })
+  .datetime({ offset: true, abort: true, error: 'must be an RFC 3339 time such as 2030-01-31T12:00:00Z' })
   .refine((value) => {
     const time = Date.parse(value);
     return time >= 0 && time <= LAST_TIME_MS;

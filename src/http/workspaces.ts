@@ -41,7 +41,11 @@ export function registerWorkspaceRoutes({
           body: bulkBody,
           response: {
             200: schemas
-              .changed(z.object({ revoked: z.int().describe('How many keys this call revoked.') }))
+              .changed(
+                z
+                  .object({ revoked: z.int().describe('How many keys this call revoked.') })
+                  .describe('What was done.'),
+              )
               .describe('The keys are revoked, on every instance.'),
             ...schemas.problems({
               ...schemas.CALLER_PROBLEMS,

@@ -1,3 +1,4 @@
+import { isDeepStrictEqual } from 'node:util';
 import { type Caller, excessOver, reaches } from '../domain/caller.ts';
 import { Failure, type InputFault, invalidInput } from '../domain/errors.ts';
 import { type JsonObject, type Key, statusOf } from '../domain/key.ts';
@@ -463,9 +464,8 @@ function changedMembers(
   before: JsonObject,
   after: JsonObject,
 ): { before: JsonObject; after: JsonObject } | undefined {
-  const changed = Object.keys(after).filter(
-    (member) => JSON.stringify(before[member]) !== JSON.stringify(after[member]),
-  );
+  // The order of an object's members means nothing, and jsonb does not keep it.
+  const changed = Object.keys(after).filter((member) => !isDeepStrictEqual(before[member], after[member]));
   if (changed.length === 0) return undefined;
   const pick = (values: JsonObject): JsonObject =>
     Object.fromEntries(changed.map((member) => [member, values[member] ?? null]));

@@ -258,7 +258,7 @@ export async function listKeys(executor: Executor, page: KeyPage): Promise<Key[]
     .as('newest');
   const rows = await executor
     .select(newest._.selectedFields)
-    .from(sql`unnest(${sql.param(page.visibleWorkspaces)}::text[]) AS visible(id)`)
+    .from(sql`unnest(${sql.param([...new Set(page.visibleWorkspaces)])}::text[]) AS visible(id)`)
     .crossJoinLateral(newest)
     .orderBy(desc(newest.createdAt), desc(newest.id))
     .limit(page.limit);

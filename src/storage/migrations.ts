@@ -28,11 +28,7 @@ export class MigrationError extends Error {
  * @param url a direct connection: an advisory lock of a session does not hold through a transaction pooler.
  */
 export async function migrateDatabase(url: string): Promise<void> {
-  const client = new pg.Client({
-    connectionString: url,
-    application_name: 'claviger migrate',
-    connectionTimeoutMillis: 5_000,
-  });
+  const client = createClient(url);
   // A connection that breaks fails the statement under way; the event besides would end the process.
   client.on('error', () => undefined);
   await client.connect().catch((error: unknown) => {
@@ -44,9 +40,34 @@ export async function migrateDatabase(url: string): Promise<void> {
     await refuseNewerSchema(client);
     await client.query('SET client_min_messages = warning');
     await migrate(drizzle(client), { migrationsFolder: FOLDER });
+  } catch (error) {
+    if (error instanceof MigrationError) throw error;
+    throw new MigrationError(notMigrated(new StorageError(error).code));
   } finally {
     await client.end();
   }
+}
+
+function createClient(url: string): pg.Client {
+  try {
+    return new pg.Client({
+      connectionString: url,
+      application_name: 'claviger migrate',
+      connectionTimeoutMillis: 5_000,
+    });
+  } catch (error) {
+    // It reads the files that the URL names, and its messages quote the URL.
+    throw new MigrationError(`DATABASE_URL cannot be used (${new StorageError(error).code}).`);
+  }
+}
+
+/** Why a statement of a migration failed, by its SQLSTATE: the message of drizzle quotes the whole migration. */
+function notMigrated(code: string): string {
+  if (code === '42501')
+    return 'The user of DATABASE_URL may not create tables there (42501). Make it the owner of the database.';
+  if (code === '25006')
+    return 'The database is read-only (25006). DATABASE_URL has to name the primary, not a standby.';
+  return `The database could not be migrated (${code}). Is it one that Claviger has to itself?`;
 }
 
 /** What is wrong with the way to the database, by the code of the failure: a message could quote the URL. */

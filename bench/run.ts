@@ -1,0 +1,98 @@
+import { execFile } from 'node:child_process';
+import { mkdir, readFile, writeFile } from 'node:fs/promises';
+import { availableParallelism, cpus, totalmem } from 'node:os';
+import { parseArgs, promisify } from 'node:util';
+import { changes } from './figures/changes.ts';
+import { cold } from './figures/cold.ts';
+import { create } from './figures/create.ts';
+import { unminted } from './figures/unminted.ts';
+import { warm } from './figures/warm.ts';
+import { type Bench, openBench } from './harness.ts';
+
+/** One line of the table. */
+export interface Figure {
+  readonly name: string;
+  readonly value: number;
+  readonly unit: string;
+  /** What it has to reach, as a sentence; `undefined` for figures that are only told. */
+  readonly aim?: { readonly text: string; readonly reached: boolean };
+  /** The yardstick against itself, in the same rounds. */
+  readonly control?: number;
+  readonly detail?: string;
+}
+
+export interface Options {
+  readonly rounds: number;
+  readonly seconds: number;
+}
+
+const MEASUREMENTS: Record<string, (bench: Bench, options: Options) => Promise<Figure[]>> = {
+  create,
+  cold,
+  unminted,
+  warm,
+  changes,
+};
+
+const { values, positionals } = parseArgs({
+  allowPositionals: true,
+  options: { rounds: { type: 'string', default: '7' }, seconds: { type: 'string', default: '3' } },
+});
+const options: Options = { rounds: Number(values.rounds), seconds: Number(values.seconds) };
+const chosen = positionals.length === 0 ? Object.keys(MEASUREMENTS) : positionals;
+
+const bench = await openBench();
+const figures: Figure[] = [];
+try {
+  for (const name of chosen) {
+    const measure = MEASUREMENTS[name];
+    if (measure === undefined)
+      throw new Error(`there is no measurement "${name}": ${Object.keys(MEASUREMENTS).join(', ')}`);
+    process.stderr.write(`measuring: ${name}\n`);
+    figures.push(...(await measure(bench, options)));
+  }
+} finally {
+  await bench.close();
+}
+
+const { stdout: commit } = await promisify(execFile)('git', ['rev-parse', '--short', 'HEAD']);
+const taken = {
+  date: new Date().toISOString().slice(0, 10),
+  commit: commit.trim(),
+  machine: `${availableParallelism()} cores (${cpus()[0]?.model.trim() ?? 'unknown'}), ${Math.round(totalmem() / 2 ** 30)} GiB, Node ${process.versions.node}`,
+  ...options,
+};
+const table = tableOf(figures);
+process.stdout.write(`${table}\n`);
+await mkdir('bench/results', { recursive: true });
+await writeFile('bench/results/latest.json', `${JSON.stringify({ ...taken, figures }, undefined, 2)}\n`);
+await keepResults();
+
+function tableOf(rows: readonly Figure[]): string {
+  const lines = rows.map(({ name, value, unit, aim, control, detail }) => {
+    const cells = [
+      name,
+      `${format(value)}${unit === '' ? '' : ` ${unit}`}`,
+      aim === undefined ? '' : `${aim.text}${aim.reached ? '' : ' **missed**'}`,
+      control === undefined ? '' : format(control),
+      detail ?? '',
+    ];
+    return `| ${cells.join(' | ')} |`;
+  });
+  return ['| figure | value | aim | control | how |', '| --- | --- | --- | --- | --- |', ...lines].join('\n');
+}
+
+function format(value: number): string {
+  return Math.abs(value) >= 100 ? value.toFixed(0) : value.toFixed(2);
+}
+
+/** The newest on top. */
+async function keepResults(): Promise<void> {
+  const path = 'bench/RESULTS.md';
+  const title =
+    '# Results\n\nWhat `npm run bench` printed, newest first. Ratios are server CPU per request of the yardstick ÷ ours.\n';
+  const former = (await readFile(path, 'utf8').catch(() => title)).slice(title.length);
+  const { date, machine, rounds, seconds } = taken;
+  const section = `\n## ${date}, ${taken.commit}\n\n${machine}; ${rounds} rounds of ${seconds} s\n\n${table}\n`;
+  await writeFile(path, title + section + former);
+}
