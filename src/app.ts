@@ -18,8 +18,8 @@ import { collectDocument, registerDocumentation } from './http/documentation.ts'
 import { type Readiness, registerHealthRoutes } from './http/health.ts';
 import { registerIntrospectRoute } from './http/introspect.ts';
 import { registerKeyRoutes } from './http/keys.ts';
-import { type MetricsSource, registerMetricsRoute } from './http/metrics.ts';
 import { registerMeRoute } from './http/me.ts';
+import { type MetricsSource, registerMetricsRoute } from './http/metrics.ts';
 import { handleError, sendProblem } from './http/problem.ts';
 import { requestIdOf } from './http/request-id.ts';
 import { registerWorkspaceRoutes } from './http/workspaces.ts';
@@ -121,13 +121,14 @@ export async function buildApp(dependencies: AppDependencies): Promise<FastifyIn
 }
 
 /** RFC 9112 §3.2: one Host. Where there are two, a proxy before us may have gone by the other. */
-function refuseBadHost({ rawHeaders, httpVersionMinor }: IncomingMessage): void {
+function refuseBadHost({ rawHeaders, httpVersion }: IncomingMessage): void {
   let hosts = 0;
   for (let index = 0; index < rawHeaders.length; index += 2) {
     const name = rawHeaders[index];
     if (name?.length === 4 && name.toLowerCase() === 'host') hosts++;
   }
-  if (hosts > 1 || (hosts === 0 && httpVersionMinor === 1)) {
+  // Without one: HTTP/1.0 alone. Node also reads 0.9, a line without a version.
+  if (hosts > 1 || (hosts === 0 && httpVersion !== '1.0')) {
     throw new Failure('invalid_request', 'An HTTP/1.1 request needs a Host header, and just one.');
   }
 }

@@ -360,7 +360,8 @@ async function adopt(cluster: Cluster): Promise<number | undefined> {
       // One that is starting may have much to recover: stopped, it would have to begin again.
       if (performance.now() > deadline && noted.state !== 'ready')
         throw notReady(cluster, noted.pid, ADOPT_WAIT_MS);
-      if (performance.now() > deadline) await shutDown(cluster, undefined);
+      // Its folder was renamed meanwhile, and it would look for files by the old name.
+      if (performance.now() > deadline || answer === 'elsewhere') await shutDown(cluster, undefined);
     } else if (unseen > 0) {
       // Missing twice, since a database being launched writes its file a moment after making it.
       await rm(postmasterPid(cluster), { force: true });
@@ -460,7 +461,10 @@ async function readPostmasterPid(
   return { pid: Number(lines[0]) || 0, port: Number(lines[3]) || 0, state: lines[7]?.trim() };
 }
 
-async function askWhose(cluster: Cluster, port: number): Promise<'ours' | 'refuses' | 'silent'> {
+async function askWhose(
+  cluster: Cluster,
+  port: number,
+): Promise<'ours' | 'elsewhere' | 'refuses' | 'silent'> {
   if (port < 1 || port > 65_535) return 'silent';
   try {
     const client = await connectTo(cluster, port, 'postgres', 'claviger');
@@ -468,7 +472,7 @@ async function askWhose(cluster: Cluster, port: number): Promise<'ours' | 'refus
       const found = await client.query<{ folder: string }>(
         "SELECT current_setting('data_directory') AS folder",
       );
-      return found.rows[0]?.folder === cluster.path ? 'ours' : 'silent';
+      return found.rows[0]?.folder === cluster.path ? 'ours' : 'elsewhere';
     } finally {
       await client.end();
     }
@@ -483,10 +487,14 @@ async function isPostmasterOf(pid: number, cluster: Cluster): Promise<boolean> {
   if (process.platform === 'win32') return isAlive(pid);
   const user = cluster.account?.uid ?? process.geteuid?.();
   if (process.platform === 'linux') {
-    const owner = await stat(`/proc/${pid}`).catch(() => undefined);
-    const line = await readFile(`/proc/${pid}/cmdline`, 'utf8').catch(() => ''); // empty for a zombie
+    const entry = `/proc/${pid}`;
+    const line = await readFile(join(entry, 'cmdline'), 'utf8').catch(() => ''); // empty for a zombie
     const words = line.split('\0');
-    return owner?.uid === user && basename(words[0] ?? '') === 'postgres' && words.includes(cluster.path);
+    if (basename(words[0] ?? '') !== 'postgres' || (await stat(entry).catch(() => undefined))?.uid !== user)
+      return false;
+    // PostgreSQL works in its folder, whatever that was called when it started. Root in a container may not look.
+    const [there, here] = [await stat(join(entry, 'cwd')).catch(() => undefined), await stat(cluster.path)];
+    return there ? there.dev === here.dev && there.ino === here.ino : words.includes(cluster.path);
   }
   const { output } = await run('ps', ['-ww', '-o', 'uid=,command=', '-p', String(pid)], undefined);
   return Number.parseInt(output, 10) === user && output.includes(`postgres -D ${cluster.path} `);

@@ -180,7 +180,8 @@ function registerFormBody(app: FastifyInstance): void {
   app.addContentTypeParser(FORM, { parseAs: 'string' }, (_request, body, done) => {
     const tokens = new URLSearchParams(body.toString()).getAll('token');
     const [token] = tokens;
-    if (token === undefined || tokens.length > 1) {
+    // A parameter without a value counts as left out (RFC 6749 §3.2).
+    if (token === undefined || token === '' || tokens.length > 1) {
       done(new Failure('invalid_request', 'The form must hold one `token`.'));
       return;
     }
@@ -218,7 +219,8 @@ function standardAnswer(decision: Decision): StandardAnswer {
   const { key } = decision.record;
   return {
     active: true,
-    scope: key.scopes.join(' '),
+    // RFC 6749 §3.3: a scope names one at least.
+    ...(key.scopes.length === 0 ? {} : { scope: key.scopes.join(' ') }),
     client_id: key.id,
     sub: key.workspaceId,
     token_type: 'Bearer',

@@ -130,12 +130,14 @@ export function createRecordCache<Outcome>({
     flights.delete(flight.digest);
   }
 
-  const inEpoch = (since: number) => since === epoch || broken.has('epoch');
+  /** Whether what a load read may be kept: not across an epoch's end, and not past an invalidation of its subject. */
+  const mayLand = (flight: Flight<Outcome>) =>
+    !flight.detached && (flight.epoch === epoch || broken.has('epoch'));
 
   return {
     find: (digest) => entries.get(digest),
     currentRecord: (entry) =>
-      inEpoch(entry.epoch) && entry.workspace?.current === true ? entry.record : undefined,
+      entry.epoch === epoch && entry.workspace?.current === true ? entry.record : undefined,
     joinable: (digest) => flights.get(digest),
 
     begin(digest, keyId) {
@@ -149,7 +151,7 @@ export function createRecordCache<Outcome>({
     },
 
     store(digest, { record, hash, proven }, flight) {
-      const keepRecord = flight !== undefined && !flight.detached && inEpoch(flight.epoch);
+      const keepRecord = flight !== undefined && mayLand(flight);
       if (!proven && !keepRecord) return;
       const entry = entryOf(digest, record.key.id);
       if (proven) entry.provenHash = hash;
@@ -179,6 +181,7 @@ export function createRecordCache<Outcome>({
 
     forget() {
       epoch++;
+      if (broken.has('epoch')) return;
       for (const flight of flights.values()) detach(flight);
     },
 

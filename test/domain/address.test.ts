@@ -99,6 +99,8 @@ describe('parseAddress', () => {
   test.each([
     ['the deprecated IPv4-compatible form', '::203.0.113.9'],
     ['one bit before the mapped range', '::fffe:203.0.113.9'],
+    ['a mapped address with a bit before it', '1::ffff:203.0.113.9'],
+    ['a mapped address with a bit closer before it', '::1:0:ffff:203.0.113.9'],
     ['the translated form', '::ffff:0:203.0.113.9'],
   ])('keeps %s an IPv6 address', (_, text) => {
     expect(address(text).family).toBe(6);
@@ -143,6 +145,7 @@ describe('parseAddress', () => {
     ['a letter that is no digit', '::g'],
     ['a quad too early', '::1.2.3.4:5'],
     ['a quad too late', '1:2:3:4:5:6:7:1.2.3.4'],
+    ['a quad too late behind a gap', '1:2:3:4:5:6::7:1.2.3.4'],
     ['a short quad', '::ffff:1.2.3'],
     ['a host name', 'localhost'],
     ['a very long text', '1'.repeat(1_000_000)],
@@ -284,6 +287,7 @@ describe('cidrWithin', () => {
     ['10.0.0.0/8', '10.0.0.0/8', true],
     ['10.1.0.0/16', '10.0.0.0/8', true],
     ['10.0.0.0/8', '10.1.0.0/16', false],
+    ['10.0.0.0/8', '10.0.0.0/9', false],
     ['11.0.0.0/16', '10.0.0.0/8', false],
     ['10.0.0.1', '0.0.0.0/0', true],
     ['10.0.0.1', '::/0', false],

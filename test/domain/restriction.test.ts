@@ -96,6 +96,7 @@ describe('restrictions', () => {
   test('name a missing method only where a method could have helped', () => {
     const mixed = { allowed_endpoints: [{ methods: ['GET'], path: '/a' }, { path: '/b' }] };
     expect(compile(mixed).check({ path: '/a' })?.detail).toContain('carried no "request.method".');
+    expect(compile(mixed).check({ path: '/a', method: 'PUT' })?.detail).not.toContain('carried no');
     expect(compile(mixed).check({ path: '/b' })).toBeUndefined();
     expect(compile({ allowed_endpoints: [{ path: '/b' }] }).check({ path: '/a' })?.detail).not.toContain(
       'carried no',

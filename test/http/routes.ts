@@ -1,0 +1,40 @@
+import type { Permission } from '../../src/domain/scope.ts';
+
+/** A route, with a request that a caller with its permission is answered 2xx to. */
+export interface Route {
+  readonly method: 'GET' | 'POST' | 'PATCH' | 'DELETE';
+  /** As the document writes it. */
+  readonly path: string;
+  /** `null`: any service key. */
+  readonly permission: Permission | null;
+  readonly body?: unknown;
+}
+
+/** Every route that asks for a service key; conventions.test.ts holds it against the document. */
+export const ROUTES: readonly Route[] = [
+  { method: 'GET', path: '/v1/me', permission: null },
+  { method: 'GET', path: '/v1/api-keys', permission: 'keys:read' },
+  { method: 'GET', path: '/v1/api-keys/{id}', permission: 'keys:read' },
+  {
+    method: 'POST',
+    path: '/v1/api-keys',
+    permission: 'keys:write',
+    body: { workspace_id: 'ws_acme', name: 'Made by a test' },
+  },
+  { method: 'PATCH', path: '/v1/api-keys/{id}', permission: 'keys:write', body: { name: 'Renamed' } },
+  { method: 'POST', path: '/v1/api-keys/{id}/revoke', permission: 'keys:write', body: { reason: 'leaked' } },
+  { method: 'DELETE', path: '/v1/api-keys/{id}', permission: 'keys:write' },
+  { method: 'POST', path: '/v1/workspaces/{id}/revoke-keys', permission: 'keys:write', body: {} },
+  { method: 'POST', path: '/v1/introspect', permission: 'introspect', body: { key: 'no key at all' } },
+];
+
+/** The routes that read a body. */
+export const BODY_ROUTES = ROUTES.filter(({ method }) => method !== 'GET');
+
+/** The path with a key's id or a workspace's in its place. */
+export function pathTo(
+  { path }: Route,
+  { keyId, workspaceId = 'ws_acme' }: { keyId: string; workspaceId?: string },
+): string {
+  return path.replace('{id}', path.startsWith('/v1/workspaces') ? workspaceId : keyId);
+}
