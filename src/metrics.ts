@@ -1,4 +1,4 @@
-import { collectDefaultMetrics, Counter, Gauge, Histogram, Registry } from 'prom-client';
+import { Counter, collectDefaultMetrics, Gauge, Histogram, Registry } from 'prom-client';
 import type { Core } from './core.ts';
 import type { EngineObserver } from './verification/observer.ts';
 
@@ -54,18 +54,23 @@ export function createMetrics(): Metrics {
     'database',
     'unminted',
   ]);
-  const proofs = counts('proofs_total', 'Secrets proved after a read of the database, by what proved them.', 'by', [
-    'memory',
-    'memo',
-    'argon2',
-  ]);
+  const proofs = counts(
+    'proofs_total',
+    'Secrets proved after a read of the database, by what proved them.',
+    'by',
+    ['memory', 'memo', 'argon2'],
+  );
   const ends = counts('memberships_ended_total', 'Times that memory stopped answering, by why.', 'reason', [
     'fenced',
     'lapsed',
     'listener',
     'drain',
   ]);
-  const argon2Wait = histogram('argon2_wait_seconds', 'Time waited for an argon2 slot.', ARGON2_BUCKETS_SECONDS);
+  const argon2Wait = histogram(
+    'argon2_wait_seconds',
+    'Time waited for an argon2 slot.',
+    ARGON2_BUCKETS_SECONDS,
+  );
   const argon2Time = histogram('argon2_seconds', 'Time of an argon2 computation.', ARGON2_BUCKETS_SECONDS);
   const overloads = counter('argon2_overloaded_total', 'Computations refused because the queue was full.');
   const changes = counter('changes_heard_total', 'Changes heard of, and dropped from memory.');
@@ -100,7 +105,11 @@ export function createMetrics(): Metrics {
       gauge('argon2_running', 'Argon2 computations under way.', () => hasher.load().running);
       gauge('argon2_waiting', 'Argon2 computations that wait for a slot.', () => hasher.load().waiting);
       gauge('leased', '1 while memory may answer, else 0.', () => (membership.isLeased() ? 1 : 0));
-      gauge('lease_age_seconds', 'Time since the lease was renewed; NaN without one.', () => (membership.leaseAgeMs() ?? Number.NaN) / 1000);
+      gauge(
+        'lease_age_seconds',
+        'Time since the lease was renewed; NaN without one.',
+        () => (membership.leaseAgeMs() ?? Number.NaN) / 1000,
+      );
     },
 
     render: async () => ({ text: await registry.metrics(), contentType: registry.contentType }),

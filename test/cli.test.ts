@@ -55,7 +55,8 @@ describe('a command that is called wrongly ends with the usage and another exit 
     const { code, stdout, stderr } = await runCli(args, {});
     expect({ code, stderr }).toEqual({ code: 0, stderr: '' });
     expect(stdout).toMatch(/^Usage: claviger <command>\n/);
-    for (const command of ['serve', 'migrate', 'create-admin-key', 'openapi']) expect(stdout).toContain(command);
+    for (const command of ['serve', 'migrate', 'create-admin-key', 'openapi'])
+      expect(stdout).toContain(command);
   });
 });
 
@@ -72,9 +73,15 @@ describe('an old Node', () => {
     return { code, ...printed };
   };
 
-  test.each(['16.20.2', '18.20.8', '19.9.0', '20.18.3', '20.9.0'])('%s is refused in one line', async (version) => {
-    expectOneLine(await underNode(version), new RegExp(`Node ${version} is too old.* needs Node 20.19 or newer`));
-  });
+  test.each(['16.20.2', '18.20.8', '19.9.0', '20.18.3', '20.9.0'])(
+    '%s is refused in one line',
+    async (version) => {
+      expectOneLine(
+        await underNode(version),
+        new RegExp(`Node ${version} is too old.* needs Node 20.19 or newer`),
+      );
+    },
+  );
 
   test.each(['20.19.0', '20.20.2', '21.0.0', '22.12.0', '100.0.0'])('%s is not one', async (version) => {
     expect(await underNode(version)).toMatchObject({ code: 0, stderr: '' });
@@ -95,7 +102,11 @@ describe('claviger migrate', () => {
   test('brings an empty database to this release, prints nothing, and may be repeated', async () => {
     const database = await databaseOfTest({ empty: true });
     for (const _ of [1, 2]) {
-      expect(await runCli(['migrate'], environmentFor(database))).toEqual({ code: 0, stdout: '', stderr: '' });
+      expect(await runCli(['migrate'], environmentFor(database))).toEqual({
+        code: 0,
+        stdout: '',
+        stderr: '',
+      });
     }
     expect(await database.query('SELECT id FROM workspaces')).toEqual([{ id: 'system' }]);
     expect(await database.query('SELECT id FROM api_keys')).toEqual([]);
@@ -224,7 +235,11 @@ describe('the first admin key', () => {
     expect(await database.query('SELECT id FROM audit_events')).toEqual([]);
 
     const file = join(folder, 'admin-key');
-    const service = await startService({ database, token: 'none yet', environment: { ADMIN_KEY_FILE: file } });
+    const service = await startService({
+      database,
+      token: 'none yet',
+      environment: { ADMIN_KEY_FILE: file },
+    });
     const token = (await readFile(file, 'utf8')).trim();
     expect((await service.get('/v1/me', { as: token })).status).toBe(200);
   });
@@ -237,7 +252,11 @@ describe('the first admin key', () => {
       await runCli(['serve'], environmentFor(database, { ADMIN_KEY_FILE: folder })),
       /ADMIN_KEY_FILE cannot be written/,
     );
-    expect(await readdir(join(folder, '..')).then((names) => names.filter((name) => name.endsWith('.tmp') && name.includes('claviger-cli')))).toEqual([]);
+    expect(
+      await readdir(join(folder, '..')).then((names) =>
+        names.filter((name) => name.endsWith('.tmp') && name.includes('claviger-cli')),
+      ),
+    ).toEqual([]);
     expect(await database.query('SELECT id FROM api_keys')).toEqual([]);
   });
 
@@ -264,7 +283,9 @@ describe('the first admin key', () => {
     const folder = await folderOfTest();
     const files = ['a', 'b', 'c', 'd'].map((name) => join(folder, name));
     const services = await Promise.all(
-      files.map((file) => startService({ database, token: 'none yet', environment: { ADMIN_KEY_FILE: file } })),
+      files.map((file) =>
+        startService({ database, token: 'none yet', environment: { ADMIN_KEY_FILE: file } }),
+      ),
     );
     const written = await readdir(folder);
     expect(written).toHaveLength(1);

@@ -9,7 +9,12 @@ const DATABASE_URL = 'postgres://user:word-of-pass@db.example:5432/claviger';
 const CASES: Readonly<Record<string, { accepted: readonly string[]; refused: readonly string[] }>> = {
   DATABASE_URL: {
     accepted: [DATABASE_URL, 'postgresql://localhost/claviger'],
-    refused: ['localhost:5432', 'mysql://user:word-of-pass@host/db', 'postgres://ho st/db', 'postgres://[::1/db'],
+    refused: [
+      'localhost:5432',
+      'mysql://user:word-of-pass@host/db',
+      'postgres://ho st/db',
+      'postgres://[::1/db',
+    ],
   },
   DATABASE_LISTEN_URL: { accepted: [DATABASE_URL], refused: ['host=localhost password=word-of-pass'] },
   DATABASE_POOL_SIZE: { accepted: ['2', '1000'], refused: ['1', '1001', '-3', '2.5', '1e2', ' 10', '0x10'] },
@@ -94,7 +99,9 @@ test.each(each('refused'))('%s may not be "%s"', (name, value) => {
 
 test('each fault is listed, a line each, in one message that repeats no value', () => {
   const values = Object.fromEntries(
-    Object.entries(CASES).flatMap(([name, { refused }]) => (refused[0] === undefined ? [] : [[name, refused[0]]])),
+    Object.entries(CASES).flatMap(([name, { refused }]) =>
+      refused[0] === undefined ? [] : [[name, refused[0]]],
+    ),
   );
   const faults = faultsOf(values);
   expect(faults.map((line) => line.split(' ')[0])).toEqual(NAMES.filter((name) => name in values));
@@ -129,7 +136,9 @@ test('a separate connection for LISTEN makes no sense without DATABASE_URL', () 
 
 test('each default is what the table of settings says', () => {
   const written = Object.fromEntries(
-    Object.entries(SETTINGS).flatMap(([name, setting]) => (setting.default === '' ? [] : [[name, setting.default]])),
+    Object.entries(SETTINGS).flatMap(([name, setting]) =>
+      setting.default === '' ? [] : [[name, setting.default]],
+    ),
   );
   expect(readConfig({})).toEqual(readConfig(written));
   expect(readConfig({})).toMatchObject({
@@ -157,7 +166,10 @@ test('variables that are no settings are nobody’s business', () => {
 });
 
 test('the first secret is the newest, and spaces around the commas are no part of one', () => {
-  expect(readConfig({ KEY_SECRET: ` ${SECRET}n ,${SECRET}o` }).KEY_SECRET).toEqual([`${SECRET}n`, `${SECRET}o`]);
+  expect(readConfig({ KEY_SECRET: ` ${SECRET}n ,${SECRET}o` }).KEY_SECRET).toEqual([
+    `${SECRET}n`,
+    `${SECRET}o`,
+  ]);
 });
 
 test('the limit of a new key is that of its environment', () => {

@@ -166,8 +166,9 @@ export function registerKeyRoutes({
               createdBy: filters.created_by,
               expiresBefore: optionalTime(filters.expires_before),
               unusedSince: optionalTime(filters.unused_since),
+              // Due at the very millisecond that `rotation_due_at` names.
               createdBefore:
-                filters.rotation_due === undefined ? undefined : nowMs - rotationDueDays * DAY_MS,
+                filters.rotation_due === undefined ? undefined : nowMs - rotationDueDays * DAY_MS + 1,
             },
             visibleWorkspaces: caller.allowedWorkspaces,
             includeSystem: reaches(caller, SYSTEM_WORKSPACE),

@@ -28,6 +28,7 @@ import {
   hasServiceKeys,
   insertKey,
   lockKey,
+  lockOrMakeWorkspace,
   lockWorkspace,
   readDatabaseTime,
   revokeKey,
@@ -194,7 +195,7 @@ export function createKeyLifecycle(options: KeyLifecycleOptions): KeyLifecycle {
       if (!reaches(caller, newKey.workspaceId)) throw foreignWorkspace(newKey.workspaceId);
       const made = await make(caller.now, settle(caller, newKey));
       return database.transaction(async (executor) => {
-        await lockWorkspace(executor, made.key.workspaceId);
+        await lockOrMakeWorkspace(executor, made.key.workspaceId);
         return insert(executor, actorOf(caller, origin), made);
       });
     },
@@ -246,7 +247,7 @@ export function createKeyLifecycle(options: KeyLifecycleOptions): KeyLifecycle {
             actor: actorOf(caller, origin),
             workspaceId: before.workspaceId,
             keyId: id,
-            before: { revoked_at: null },
+            before: { revoked_at: null, revoked_reason: null },
             after: { revoked_at: isoTime(revokedAt), revoked_reason: reason },
           },
           revokedAt,

@@ -71,6 +71,7 @@ export function createDatabase(options: DatabaseOptions): Database {
 
     async transaction(run) {
       const client = await pool.connect().catch(rethrow);
+      client.on('error', ignoreLoss);
       let trusted = false;
       try {
         // One round trip. SET LOCAL rather than start-up parameters: a transaction pooler passes it on.
@@ -91,12 +92,16 @@ export function createDatabase(options: DatabaseOptions): Database {
         return rethrowQuery(error);
       } finally {
         client.release(!trusted);
+        client.off('error', ignoreLoss);
       }
     },
 
     close: () => pool.end(),
   };
 }
+
+/** The statement under way fails of itself; an error event without a listener would end the process besides. */
+function ignoreLoss(): void {}
 
 /** What `run` threw of its own passes; what drizzle says of a query does not, since it quotes the parameters. */
 function rethrowQuery(error: unknown): never {

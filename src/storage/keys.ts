@@ -82,13 +82,17 @@ export async function lockKey(executor: Executor, id: KeyId): Promise<Key | unde
 }
 
 /**
- * Holds the row of a workspace until the transaction ends, making it for a workspace that never had a key.
- * Creations and bulk revocations of one workspace thereby happen one after the other.
+ * Holds the row of a workspace until the transaction ends: creations and bulk revocations of one workspace thereby
+ * happen one after the other. Answers whether there is such a row: a workspace gets its own with its first key.
  */
-export async function lockWorkspace(executor: Executor, id: string): Promise<void> {
-  for (;;) {
-    const rows = await executor.select().from(workspaces).where(eq(workspaces.id, id)).for('no key update');
-    if (rows.length > 0) return;
+export async function lockWorkspace(executor: Executor, id: string): Promise<boolean> {
+  const rows = await executor.select().from(workspaces).where(eq(workspaces.id, id)).for('no key update');
+  return rows.length > 0;
+}
+
+/** The same, making the row of a workspace that never had a key. */
+export async function lockOrMakeWorkspace(executor: Executor, id: string): Promise<void> {
+  while (!(await lockWorkspace(executor, id))) {
     await executor.insert(workspaces).values({ id }).onConflictDoNothing();
   }
 }
@@ -119,16 +123,17 @@ export async function updateKey(executor: Executor, key: Key): Promise<void> {
     .where(eq(apiKeys.id, keyIdToUuid(key.id)));
 }
 
-/** Replaces a hash by one with stronger parameters, unless it was replaced meanwhile. */
+/** Replaces a hash by one with stronger parameters, unless it was replaced meanwhile; answers whether it did. */
 export async function replaceHash(
   executor: Executor,
   id: KeyId,
   { from, to }: { from: string; to: string },
-): Promise<void> {
-  await executor
+): Promise<boolean> {
+  const { rowCount } = await executor
     .update(apiKeys)
     .set({ hash: to })
     .where(and(eq(apiKeys.id, keyIdToUuid(id)), eq(apiKeys.hash, from)));
+  return rowCount === 1;
 }
 
 export interface Revocation {

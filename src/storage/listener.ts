@@ -66,9 +66,14 @@ export async function openListener(
     if (arrived !== undefined) arrived();
     else onNotification(channel, payload);
   });
-  await client.connect().catch((error: unknown) => {
+  try {
+    await client.connect();
+    // A lease that a crash of the server forgets is one that no change waits for.
+    await client.query('SET synchronous_commit = on');
+  } catch (error) {
+    socket.destroy();
     throw new ListenerError(`The listener cannot connect (${new StorageError(error).code}).`);
-  });
+  }
 
   async function query<Row extends pg.QueryResultRow>(
     text: string,

@@ -74,13 +74,16 @@ export async function fenceInstances(executor: Executor, ids: readonly string[])
     .where(and(inArray(instances.id, [...ids]), eq(instances.released, false), eq(instances.fenced, false)));
 }
 
-/** Releases instances that were fenced and waited out, or that are the caller's own and have dropped their memory. */
+/**
+ * Releases instances that were fenced and waited out, or that are the caller's own and have dropped their memory.
+ * All released rows go, so that none stays for ever where somebody stopped between the two statements.
+ */
 export async function releaseInstances(executor: Executor, ids: readonly string[]): Promise<void> {
   await executor
     .update(instances)
     .set({ released: true })
     .where(inArray(instances.id, [...ids]));
-  await executor.delete(instances).where(and(inArray(instances.id, [...ids]), eq(instances.released, true)));
+  await executor.delete(instances).where(eq(instances.released, true));
 }
 
 /** Forgets acknowledgements that nobody can be waiting for any more. */

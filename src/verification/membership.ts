@@ -1,7 +1,8 @@
 import { randomUUID } from 'node:crypto';
+import { setMaxListeners } from 'node:events';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { Failure } from '../domain/errors.ts';
-import type { Database, Executor } from '../storage/database.ts';
+import { type Database, type Executor, StorageError } from '../storage/database.ts';
 import { type Acknowledgement, type Listener, ListenerError, openListener } from '../storage/listener.ts';
 import {
   acknowledgementChannel,
@@ -98,11 +99,17 @@ const OWN_SHARE = 0.98;
 const WAITING_SHARE = 1.02;
 /** An instance in good health acknowledges within a few milliseconds. */
 const ACKNOWLEDGE_WITHIN_MS = 500;
-/** Stored acknowledgements are read this often, for where a notification of them was lost. */
+/** Stored acknowledgements are read this often, for where a notification of them was lost; */
 const POLL_MS = 100;
+/** ... a change that waits for long asks more rarely: there may be hundreds, and they wait for a fence by then. */
+const POLL_SHARE_OF_WAIT = 0.2;
 /** How long the database may stay away after COMMIT before the caller is told to repeat. */
 const CONFIRM_PATIENCE_MS = 5_000;
+/** A goodbye is short, whether or not the database answers: others can fence what was not released. */
+const GOODBYE_MS = 1_500;
 const RENEWALS_PER_LEASE = 3;
+/** How fast two clocks of 1 % each may part. */
+const DRIFT = 0.02;
 const PROBE_TIMEOUT_MS = 5_000;
 const RECONNECT_AFTER_MS = { first: 50, most: 1_000 } as const;
 /** Longer than any change can wait: the longest lease is 300 s. */
@@ -122,20 +129,22 @@ interface Registration {
   renewedAt: number;
 }
 
-/** One change that waits. */
-interface Waiter {
-  readonly acknowledged: Set<string>;
+interface Alarm {
   /** Ends the wait under way, or the next one. */
   wake(): void;
   /** Until it is woken, or for so long. */
   wait(limitMs: number): Promise<void>;
 }
 
-function createWaiter(): Waiter {
+/** One change that waits. */
+interface Waiter extends Alarm {
+  readonly acknowledged: Set<string>;
+}
+
+function createAlarm(): Alarm {
   let woken = false;
   let end: (() => void) | undefined;
   return {
-    acknowledged: new Set(),
     wake() {
       woken = true;
       end?.();
@@ -161,10 +170,15 @@ export function createMembership(options: MembershipOptions): Membership {
   const waiters = new Map<string, Waiter>();
   /** Ids of this process whose rows may still stand; its memory is one, whichever of them it answers under. */
   const ownIds = new Set<string>();
-  /** When this process first saw an instance fenced. A fence never ends, so that one sight serves all later waits. */
+  /**
+   * When this process first saw an instance fenced. A fence never ends, so that one sight serves all later waits;
+   * what is released is forgotten at the next look.
+   */
   const seenFenced = new Map<string, number>();
   let registration: Registration | undefined;
-  let clock: { readonly databaseMs: number; readonly monotonicMs: number } | undefined;
+  let clock:
+    | { readonly databaseMs: number; readonly monotonicMs: number; readonly tookMs: number }
+    | undefined;
   let server: string | undefined;
   /** After a failover to a server that may not know all instances, changes wait a full lease besides. */
   let distrustUntil = 0;
@@ -172,6 +186,8 @@ export function createMembership(options: MembershipOptions): Membership {
   let running: Promise<void> | undefined;
   let lastForgotten = monotonic();
   const closing = new AbortController();
+  // As many may pause as there are changes that wait for the database.
+  setMaxListeners(0, closing.signal);
 
   // ---- joining, renewing, leaving ----
 
@@ -212,9 +228,16 @@ export function createMembership(options: MembershipOptions): Membership {
       setClock(databaseMs, sentAt);
       return { id, listener, deadline: sentAt + OWN_SHARE * leaseMs, renewedAt: sentAt };
     } catch (error) {
-      await listener.close();
+      await abandon(id, listener);
       throw error;
     }
+  }
+
+  /** Gives up a registration that memory never answered under. The server may know of it, even where it did not say so. */
+  async function abandon(id: string, listener: Listener): Promise<void> {
+    ownIds.add(id);
+    await listener.close();
+    await releaseFormer();
   }
 
   async function refuseWrongServer(listener: Listener): Promise<void> {
@@ -234,7 +257,8 @@ export function createMembership(options: MembershipOptions): Membership {
   async function probe(listener: Listener): Promise<void> {
     const nonce = randomUUID();
     const heard = listener.hear(nonce, PROBE_TIMEOUT_MS);
-    await database.read((executor) => notifyProbe(executor, nonce));
+    const sent = database.read((executor) => notifyProbe(executor, nonce));
+    await Promise.race([sent, heard]);
     if (await heard) return;
     throw new ListenerError(
       'A NOTIFY sent through DATABASE_URL does not reach the listener. Behind a transaction pooler set DATABASE_LISTEN_URL to a direct connection to the same server.',
@@ -254,17 +278,22 @@ export function createMembership(options: MembershipOptions): Membership {
   }
 
   function setClock(databaseMs: number, sentAt: number): void {
-    // The database read its clock between sending and now. Counting from the sending errs early, and expiry with it;
-    // an answer that took long says less than the sample before, which has lost nothing but the drift since.
+    // The database read its clock between sending and now. Counting from the sending errs early, and expiry with it,
+    // by no more than the answer took. So a slow answer is worth less than the sample before, until drift is worse.
     const tookMs = monotonic() - sentAt;
-    if (clock === undefined || tookMs < POLL_MS) clock = { databaseMs, monotonicMs: sentAt };
+    const doubtMs =
+      clock === undefined ? Number.POSITIVE_INFINITY : clock.tookMs + DRIFT * (sentAt - clock.monotonicMs);
+    if (tookMs <= doubtMs) clock = { databaseMs, monotonicMs: sentAt, tookMs };
   }
 
   /** Renews until the membership has ended; answers why. */
   async function stay(joined: Registration): Promise<'fenced' | 'lapsed' | 'listener'> {
     const { id, listener } = joined;
+    // Told once: a race with `lost` at each renewal would leave something behind in it each time.
+    const alarm = createAlarm();
+    void listener.lost.then(alarm.wake);
     for (;;) {
-      await Promise.race([pause(leaseMs / RENEWALS_PER_LEASE), listener.lost]);
+      await alarm.wait(leaseMs / RENEWALS_PER_LEASE);
       if (closed) return 'listener';
       const sentAt = monotonic();
       const renewed = await listener.renew(id, leaseMs / RENEWALS_PER_LEASE).catch(() => 'lost' as const);
@@ -274,14 +303,15 @@ export function createMembership(options: MembershipOptions): Membership {
       setClock(renewed.databaseMs, sentAt);
       joined.deadline = sentAt + OWN_SHARE * leaseMs;
       joined.renewedAt = sentAt;
-      await forgetOldAcknowledgements();
+      forgetOldAcknowledgements();
     }
   }
 
-  async function forgetOldAcknowledgements(): Promise<void> {
+  /** Beside the renewals, which must not wait for the pool. */
+  function forgetOldAcknowledgements(): void {
     if (monotonic() - lastForgotten < FORGET_EVERY_MS) return;
     lastForgotten = monotonic();
-    await database
+    database
       .read((executor) => forgetAcknowledgements(executor, ACKNOWLEDGEMENT_LIFE_SECONDS))
       .catch(() => undefined);
   }
@@ -296,11 +326,13 @@ export function createMembership(options: MembershipOptions): Membership {
       report({ message: `this instance lost its membership (${reason}); it joins anew` });
       const joined = await rejoin();
       if (joined === undefined) return;
+      if (closed) return abandon(joined.id, joined.listener);
       // Memory may have answered until now, by a lease that outlived its listener. What changed meanwhile went unheard.
       if (registration !== undefined) leave(reason);
-      await releaseOwn(current.id);
       current = joined;
       enter(joined);
+      // The new lease does not wait for it: the pool may still hold connections to a server that is gone.
+      void releaseFormer();
     }
   }
 
@@ -320,12 +352,17 @@ export function createMembership(options: MembershipOptions): Membership {
     return undefined;
   }
 
-  async function releaseOwn(id: string): Promise<void> {
+  /** Releases this process's rows, but for the one that its memory answers under. Never fails. */
+  async function releaseFormer(): Promise<void> {
+    const former = [...ownIds].filter((id) => id !== registration?.id);
+    if (former.length === 0) return;
     await database
-      .read((executor) => releaseInstances(executor, [id]))
+      .read((executor) => releaseInstances(executor, former))
       .then(
-        () => ownIds.delete(id),
-        // It stays for others to fence and wait out; that costs them time, and nothing else.
+        () => {
+          for (const id of former) ownIds.delete(id);
+        },
+        // They stay for others to fence and wait out; that costs them time, and nothing else.
         () => undefined,
       );
   }
@@ -351,60 +388,77 @@ export function createMembership(options: MembershipOptions): Membership {
     const startedAt = monotonic();
     memory.invalidate(change.subject);
     const unreleased = await patiently(() => database.read(listUnreleased));
+    seeFences(unreleased);
     const members = broken.has('fence') ? unreleased.filter((member) => !member.fenced) : unreleased;
     const open = new Map(members.map((member) => [member.id, member]));
-    for (const member of members) if (member.fenced) seeFenced(member.id);
-    let fenced = 0;
-    const close = (id: string, how: 'acknowledged' | 'waitedOut') => {
-      if (open.delete(id) && how === 'waitedOut') fenced++;
-    };
-    for (const id of ownIds) close(id, 'acknowledged');
+    for (const id of ownIds) open.delete(id);
     if (broken.has('acknowledgement')) open.clear();
 
-    let polledAt = startedAt;
+    let fenced = 0;
+    let looks = 0;
+    let nextLookAt = startedAt + POLL_MS;
     while (open.size > 0) {
-      await waiter.wait(Math.max(1, Math.min(POLL_MS, nextDeadline(open) - monotonic())));
-      for (const id of waiter.acknowledged) close(id, 'acknowledged');
-      if (monotonic() - polledAt >= POLL_MS && open.size > 0) {
-        polledAt = monotonic();
-        await patiently(() =>
-          lookAfter(change, open, { late: monotonic() - startedAt >= ACKNOWLEDGE_WITHIN_MS }),
-        );
+      if (closed) throw unconfirmed();
+      await waiter.wait(Math.max(1, Math.min(nextLookAt, nextDeadline(open)) - monotonic()));
+      for (const id of waiter.acknowledged) open.delete(id);
+      if (monotonic() >= nextLookAt && open.size > 0) {
+        const late = monotonic() - startedAt >= ACKNOWLEDGE_WITHIN_MS;
+        const repeat = looks++ === 0;
+        fenced += await patiently(() => lookAfter(change, open, { late, repeat }));
+        nextLookAt = monotonic() + Math.max(POLL_MS, POLL_SHARE_OF_WAIT * (monotonic() - startedAt));
       }
-      for (const member of waitedOut(open)) {
-        close(member.id, 'waitedOut');
-        await releaseWaitedOut(member.id);
-      }
+      fenced += closeWaitedOut(open);
     }
-    await pause(Math.max(0, distrustUntil - monotonic()));
+    await trustServer();
     const waitedMs = Math.round(monotonic() - startedAt);
     observer.confirmed(waitedMs);
     return { instances: members.length, confirmed: members.length - fenced, fenced, waitedMs };
   }
 
-  /** Reads what notifications may have failed to tell: acknowledgements, releases, fences. Sets fences when it is late. */
-  async function lookAfter(
-    change: Change,
-    open: Map<string, Member>,
-    { late }: { late: boolean },
-  ): Promise<void> {
-    for (const id of await database.read((executor) => listAcknowledged(executor, change.id)))
-      open.delete(id);
-    const silent = [...open.keys()].filter((id) => !seenFenced.has(id));
-    if (late && silent.length > 0) {
-      await database.read((executor) => fenceInstances(executor, silent));
-      observer.fenced(silent.length);
-    }
-    const unreleased = new Map((await database.read(listUnreleased)).map((member) => [member.id, member]));
-    for (const id of [...open.keys()]) {
-      const member = unreleased.get(id);
-      if (member === undefined) open.delete(id);
-      else if (member.fenced) seeFenced(id);
+  async function trustServer(): Promise<void> {
+    while (monotonic() < distrustUntil) {
+      if (closed) throw unconfirmed();
+      await pause(Math.max(1, distrustUntil - monotonic()));
     }
   }
 
-  function seeFenced(id: string): void {
-    if (!seenFenced.has(id)) seenFenced.set(id, monotonic());
+  /**
+   * Reads what notifications may have failed to tell: acknowledgements, releases, fences. Sets fences when it is late.
+   * @returns how many had been fenced and were released since.
+   */
+  async function lookAfter(
+    change: Change,
+    open: Map<string, Member>,
+    { late, repeat }: { late: boolean; repeat: boolean },
+  ): Promise<number> {
+    for (const id of await database.read((executor) => listAcknowledged(executor, change.id)))
+      open.delete(id);
+    const silent = [...open.keys()].filter((id) => !seenFenced.has(id));
+    if (silent.length > 0) {
+      if (late) await fence(silent);
+      // Who registered after the commit but before it was looked for listens, and has not heard of it.
+      else if (repeat) await database.read((executor) => notifyChange(executor, change));
+    }
+    const unreleased = await database.read(listUnreleased);
+    const released = new Set(open.keys());
+    for (const { id } of unreleased) released.delete(id);
+    const fenced = [...released].filter((id) => seenFenced.has(id)).length;
+    for (const id of released) open.delete(id);
+    seeFences(unreleased);
+    return fenced;
+  }
+
+  async function fence(ids: readonly string[]): Promise<void> {
+    await database.transaction((executor) => fenceInstances(executor, ids));
+    observer.fenced(ids.length);
+  }
+
+  /** Notes when a fence was first seen, and forgets those of instances that are released. */
+  function seeFences(unreleased: readonly Member[]): void {
+    const ids = new Set(unreleased.map((member) => member.id));
+    for (const id of seenFenced.keys()) if (!ids.has(id)) seenFenced.delete(id);
+    for (const { id, fenced } of unreleased)
+      if (fenced && !seenFenced.has(id)) seenFenced.set(id, monotonic());
   }
 
   function waitedOutAt(member: Member): number {
@@ -412,38 +466,45 @@ export function createMembership(options: MembershipOptions): Membership {
     return seenAt === undefined ? Number.POSITIVE_INFINITY : seenAt + WAITING_SHARE * member.leaseMs;
   }
 
-  function waitedOut(open: ReadonlyMap<string, Member>): Member[] {
+  /** Answers how many can no longer answer, since their fence was waited out. */
+  function closeWaitedOut(open: Map<string, Member>): number {
     const now = monotonic();
-    return [...open.values()].filter((member) => now >= waitedOutAt(member));
+    const over = [...open.values()].filter((member) => now >= waitedOutAt(member)).map(({ id }) => id);
+    if (over.length === 0) return 0;
+    for (const id of over) open.delete(id);
+    // The change's answer does not wait for it. Where it fails the rows stay, and the next change finds them waited out.
+    database.read((executor) => releaseInstances(executor, over)).catch(() => undefined);
+    return over.length;
   }
 
   function nextDeadline(open: ReadonlyMap<string, Member>): number {
     return Math.min(...[...open.values()].map(waitedOutAt));
   }
 
-  async function releaseWaitedOut(id: string): Promise<void> {
-    // Where it fails the row stays, and the next change finds it waited out at once.
-    await database
-      .read((executor) => releaseInstances(executor, [id]))
-      .then(
-        () => seenFenced.delete(id),
-        () => undefined,
-      );
-  }
-
-  /** Repeats what the database's absence makes fail, for a while. */
+  /** Repeats what the database makes fail, for a while. The change has committed, whatever the fault is. */
   async function patiently<T>(read: () => Promise<T>): Promise<T> {
     const patientUntil = monotonic() + CONFIRM_PATIENCE_MS;
     for (;;) {
       try {
         return await read();
       } catch (cause) {
-        if (!(cause instanceof Failure)) throw cause;
-        if (monotonic() > patientUntil)
-          throw new Failure('unavailable', 'committed; repeat to confirm', { cause });
+        if (!(cause instanceof Failure || cause instanceof StorageError)) throw cause;
+        // After the close a pause ends at once, and so must this.
+        if (closed || monotonic() > patientUntil) throw unconfirmed(cause);
         await pause(POLL_MS);
       }
     }
+  }
+
+  function unconfirmed(cause?: unknown): Failure {
+    return new Failure('unavailable', 'committed; repeat to confirm', { cause });
+  }
+
+  /** Waits for work that never fails, but not for longer than this. */
+  async function atMost(limitMs: number, work: Promise<void> | undefined): Promise<void> {
+    const alarm = createAlarm();
+    void Promise.resolve(work).then(alarm.wake);
+    await alarm.wait(limitMs);
   }
 
   async function pause(ms: number): Promise<void> {
@@ -454,6 +515,7 @@ export function createMembership(options: MembershipOptions): Membership {
   return {
     async start() {
       const first = await join();
+      if (closed) return abandon(first.id, first.listener);
       enter(first);
       running = run(first);
     },
@@ -463,7 +525,7 @@ export function createMembership(options: MembershipOptions): Membership {
 
     async change(runChange) {
       const changeId = randomUUID();
-      const waiter = createWaiter();
+      const waiter: Waiter = { acknowledged: new Set(), ...createAlarm() };
       // From before the commit on, so that no acknowledgement comes before somebody waits for it.
       waiters.set(changeId, waiter);
       try {
@@ -485,9 +547,10 @@ export function createMembership(options: MembershipOptions): Membership {
       closed = true;
       closing.abort();
       leave('drain');
-      if (last !== undefined) await releaseOwn(last.id);
+      for (const waiter of waiters.values()) waiter.wake();
+      await atMost(GOODBYE_MS, releaseFormer());
       await last?.listener.close();
-      await running;
+      await atMost(GOODBYE_MS, running);
     },
   };
 }

@@ -96,12 +96,14 @@ export function createVerifier(options: VerifierOptions): Verifier {
   ): Promise<Resolved> {
     const loaded = await database.read((executor) => loadKey(executor, id));
     if (loaded === undefined) return undefined;
+    const readAt = performance.now();
     const record: KeyRecord = { key: loaded.key, restrictions: compileRestrictions(loaded.key.restrictions) };
     const over = refuseUnproved(loaded.key, loaded.nowMs) !== undefined;
     const hash = over ? loaded.hash : await prove(token, tokenDigest, loaded);
     if (hash === undefined) return undefined;
     cache.store(tokenDigest, { record, hash, proven: !over }, flight);
-    return { record, nowMs: loaded.nowMs };
+    // The proof may have waited long for its slot, and a request may have joined when the key was over already.
+    return { record, nowMs: loaded.nowMs + (performance.now() - readAt) };
   }
 
   /** The hash that the token is now known to match; `undefined` for a token that does not match. */
@@ -114,7 +116,7 @@ export function createVerifier(options: VerifierOptions): Verifier {
       observer.proved('memory');
       return hash;
     }
-    if (memo !== null && memoKey !== undefined && timingSafeEqual(memo, macOf(memoKey, token, hash))) {
+    if (memo !== null && memoKey !== undefined && isEqual(memo, macOf(memoKey, token, hash))) {
       observer.proved('memo');
       return hash;
     }
@@ -129,8 +131,8 @@ export function createVerifier(options: VerifierOptions): Verifier {
   async function strengthen(token: string, id: KeyId, hash: string): Promise<string> {
     try {
       const stronger = await hasher.hash(token);
-      await database.read((executor) => replaceHash(executor, id, { from: hash, to: stronger }));
-      return stronger;
+      const replaced = await database.read((executor) => replaceHash(executor, id, { from: hash, to: stronger }));
+      return replaced ? stronger : hash;
     } catch (error) {
       if (error instanceof Failure) return hash;
       throw error;
@@ -169,6 +171,11 @@ function authenticationOf(found: Resolved, address: string): Authentication {
     return NOT_GENUINE;
   if (record.restrictions?.allowsAddress(address) === false) return WRONG_ADDRESS;
   return { authenticated: true, caller: callerOf(record.key, nowMs) };
+}
+
+/** `timingSafeEqual` throws where lengths differ, and a memo that is none must not cost its key the verdict. */
+function isEqual(left: Buffer, right: Buffer): boolean {
+  return left.length === right.length && timingSafeEqual(left, right);
 }
 
 /** The length of its parts is fixed by their forms, so that no other token and hash make the same text. */

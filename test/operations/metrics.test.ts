@@ -7,7 +7,10 @@ async function readMetrics(app: TestApp): Promise<Map<string, number>> {
   expect(headers['content-type']).toMatch(/^text\/plain/);
   const samples = text.split('\n').filter((line) => line !== '' && !line.startsWith('#'));
   return new Map(
-    samples.map((line) => [line.slice(0, line.lastIndexOf(' ')), Number(line.slice(line.lastIndexOf(' ') + 1))]),
+    samples.map((line) => [
+      line.slice(0, line.lastIndexOf(' ')),
+      Number(line.slice(line.lastIndexOf(' ') + 1)),
+    ]),
   );
 }
 

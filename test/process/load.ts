@@ -37,7 +37,8 @@ export function sendOnce(
   const id = `load-${randomBytes(9).toString('hex')}`;
   return new Promise((resolve) => {
     let receivedBytes = 0;
-    const lose = (code: string) => resolve({ answered: false, id, code, reused: request.reusedSocket, receivedBytes });
+    const lose = (code: string) =>
+      resolve({ answered: false, id, code, reused: request.reusedSocket, receivedBytes });
     const fail = (error: NodeJS.ErrnoException) => lose(error.code ?? error.message);
     const request = http.request(
       new URL(path, url),
@@ -62,7 +63,13 @@ export function sendOnce(
         response.on('error', fail);
         response.on('end', () =>
           response.complete
-            ? resolve({ answered: true, id, status: response.statusCode ?? 0, headers: response.headers, text })
+            ? resolve({
+                answered: true,
+                id,
+                status: response.statusCode ?? 0,
+                headers: response.headers,
+                text,
+              })
             : lose('INCOMPLETE'),
         );
       },
@@ -128,7 +135,9 @@ export function startLoad(options: {
 }
 
 /** A connection to write bytes to; what came back is in `received`. */
-export async function openSocket(url: string): Promise<{ socket: Socket; received(): string; closed: Promise<void> }> {
+export async function openSocket(
+  url: string,
+): Promise<{ socket: Socket; received(): string; closed: Promise<void> }> {
   const { hostname, port } = new URL(url);
   const socket = connect(Number(port), hostname);
   let received = '';

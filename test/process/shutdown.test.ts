@@ -38,7 +38,11 @@ describe.each(['SIGTERM', 'SIGINT'] as const)('%s under load', (signal) => {
     const request = (index: number) => {
       switch (index % 4) {
         case 0:
-          return { method: 'POST', path: '/v1/api-keys', body: { workspace_id: 'ws_load', name: `Key ${index}` } };
+          return {
+            method: 'POST',
+            path: '/v1/api-keys',
+            body: { workspace_id: 'ws_load', name: `Key ${index}` },
+          };
         case 1:
           return { method: 'GET', path: '/v1/api-keys?limit=5' };
         default:
@@ -85,9 +89,7 @@ describe.each(['SIGTERM', 'SIGINT'] as const)('%s under load', (signal) => {
     expect(new Set(readiness.slice(0, firstRefusal))).toEqual(new Set([200]));
 
     // Each key that was answered is stored.
-    const created = outcomes.filter(
-      (outcome) => outcome.answered && outcome.status === 201,
-    );
+    const created = outcomes.filter((outcome) => outcome.answered && outcome.status === 201);
     const [stored] = await database.query<{ keys: string }>(
       "SELECT count(*) AS keys FROM api_keys WHERE workspace_id = 'ws_load'",
     );

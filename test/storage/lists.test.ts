@@ -140,13 +140,18 @@ describe('reads no more of 100,000 keys than of 20,000 for', () => {
     expect(more).toBeLessThanOrEqual(1.5 * fewer + LIMIT);
   });
 
-  test.each(['', 'workspace_id=ws_big', 'environment=live', 'status=active', 'status=revoked', 'created_by=ci'])(
-    'the page half-way down the list with "%s"',
-    async (query) => {
-      const reads = async (app: TestApp) => blocksOfList(app, `${query}&cursor=${await cursorHalfWay(app, query)}`);
-      expect(await reads(large)).toBeLessThanOrEqual(1.5 * (await reads(small)) + LIMIT);
-    },
-  );
+  test.each([
+    '',
+    'workspace_id=ws_big',
+    'environment=live',
+    'status=active',
+    'status=revoked',
+    'created_by=ci',
+  ])('the page half-way down the list with "%s"', async (query) => {
+    const reads = async (app: TestApp) =>
+      blocksOfList(app, `${query}&cursor=${await cursorHalfWay(app, query)}`);
+    expect(await reads(large)).toBeLessThanOrEqual(1.5 * (await reads(small)) + LIMIT);
+  });
 
   test('a caller that sees some workspaces, however large they are: a page of each at most', async () => {
     const workspaces = [BIG_WORKSPACE, ...manyWorkspaces(9)];
@@ -193,7 +198,9 @@ async function cursorHalfWay(app: TestApp, query: string): Promise<string> {
   let cursor: string | null = null;
   // A hundred a page would take a thousand requests: `unused_since` jumps, but is part of what a cursor is bound to.
   for (let page = 0; page < 12; page++) {
-    const { body } = await app.get(`/v1/api-keys?limit=100&${query}${cursor === null ? '' : `&cursor=${cursor}`}`);
+    const { body } = await app.get(
+      `/v1/api-keys?limit=100&${query}${cursor === null ? '' : `&cursor=${cursor}`}`,
+    );
     if (body.pagination.next_cursor === null) break;
     cursor = body.pagination.next_cursor;
   }
@@ -205,7 +212,10 @@ type ExplainedStatement = { readonly statement: string; readonly plan: Plan };
 
 async function plansOfList(app: TestApp, query: string, as?: string): Promise<ExplainedStatement[]> {
   return plansOf(app.database, async () => {
-    const { status, text } = await app.get(`/v1/api-keys?limit=${LIMIT}&${query}`, as === undefined ? {} : { as });
+    const { status, text } = await app.get(
+      `/v1/api-keys?limit=${LIMIT}&${query}`,
+      as === undefined ? {} : { as },
+    );
     if (status !== 200) throw new Error(text);
   });
 }

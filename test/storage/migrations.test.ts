@@ -135,7 +135,10 @@ describe('the start ends with one line that names the cure', () => {
 
   test.each([
     ['a malformed escape', 'postgres://me:pass%zzword@127.0.0.1:5432/db'],
-    ['a certificate file that is not there', 'postgres://me:pass-word@127.0.0.1/db?sslrootcert=/no/such/file'],
+    [
+      'a certificate file that is not there',
+      'postgres://me:pass-word@127.0.0.1/db?sslrootcert=/no/such/file',
+    ],
   ])('where DATABASE_URL holds %s', async (_, url) => {
     expect((await failureOf(url)).message).toMatch(/DATABASE_URL/);
   });

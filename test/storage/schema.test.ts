@@ -7,7 +7,8 @@ import { afterAll, beforeAll, beforeEach, describe, expect, onTestFinished, test
 import { createTestDatabase, type TestDatabase } from '../support/database.ts';
 import { collectOutput, ROOT } from '../support/service.ts';
 
-const HASH = '$argon2id$v=19$m=1024,t=1,p=1$c2FsdHNhbHRzYWx0c2FsdA$aGFzaGhhc2hoYXNoaGFzaGhhc2hoYXNoaGFzaGhhc2g';
+const HASH =
+  '$argon2id$v=19$m=1024,t=1,p=1$c2FsdHNhbHRzYWx0c2FsdA$aGFzaGhhc2hoYXNoaGFzaGhhc2hoYXNoaGFzaGhhc2g';
 const SQL_INTEGRITY = /^23/;
 
 /** A row that all constraints allow. */
@@ -113,12 +114,19 @@ describe('the table of keys', () => {
     expect(failure.constraint).toBe(constraint);
   });
 
-  test.each(['id', 'workspace_id', 'environment', 'name', 'prefix', 'hash', 'secret_id', 'scopes', 'created_at'])(
-    'refuses a key without %s',
-    async (column) => {
-      expect(await failureOf(insert({ [column]: null }))).toMatchObject({ code: '23502' });
-    },
-  );
+  test.each([
+    'id',
+    'workspace_id',
+    'environment',
+    'name',
+    'prefix',
+    'hash',
+    'secret_id',
+    'scopes',
+    'created_at',
+  ])('refuses a key without %s', async (column) => {
+    expect(await failureOf(insert({ [column]: null }))).toMatchObject({ code: '23502' });
+  });
 });
 
 describe('a stored key', () => {
@@ -127,7 +135,8 @@ describe('a stored key', () => {
     id = nextId();
     await insert({ id });
   });
-  const update = (assignment: string) => database.query(`UPDATE api_keys SET ${assignment} WHERE id = $1`, [id]);
+  const update = (assignment: string) =>
+    database.query(`UPDATE api_keys SET ${assignment} WHERE id = $1`, [id]);
   const revoke = () => update("revoked_at = '2026-02-01T00:00:00Z', revoked_reason = 'leaked'");
 
   test('can be renamed, limited, rehashed and revoked', async () => {
@@ -216,10 +225,13 @@ describe('an audit event', () => {
   });
 });
 
-test.each(['.', '..', '', 'a b', 'a/b', 'ä', 'w'.repeat(101)])('the workspace id "%s" is refused', async (id) => {
-  const failure = await failureOf(database.query('INSERT INTO workspaces VALUES ($1)', [id]));
-  expect(failure.constraint).toBe('workspaces_id_form');
-});
+test.each(['.', '..', '', 'a b', 'a/b', 'ä', 'w'.repeat(101)])(
+  'the workspace id "%s" is refused',
+  async (id) => {
+    const failure = await failureOf(database.query('INSERT INTO workspaces VALUES ($1)', [id]));
+    expect(failure.constraint).toBe('workspaces_id_form');
+  },
+);
 
 async function ownsTable(name: string): Promise<boolean> {
   const [row] = await database.query<{ owns: boolean }>(
