@@ -7,7 +7,8 @@ import Fastify, {
   type FastifyRequest,
   LogController,
 } from 'fastify';
-import { serializerCompiler, validatorCompiler } from 'fastify-type-provider-zod';
+import { serializerCompiler } from 'fastify-type-provider-zod';
+import type { Logger } from 'pino';
 import { Failure } from './domain/errors.ts';
 import { addressOf } from './http/address.ts';
 import { registerJsonBody } from './http/body.ts';
@@ -22,13 +23,14 @@ import { registerMeRoute } from './http/me.ts';
 import { type MetricsSource, registerMetricsRoute } from './http/metrics.ts';
 import { handleError, sendProblem } from './http/problem.ts';
 import { requestIdOf } from './http/request-id.ts';
+import { validatorCompiler } from './http/validation.ts';
 import { registerWorkspaceRoutes } from './http/workspaces.ts';
 import type { KeyLifecycle } from './lifecycle/keys.ts';
 import type { Database } from './storage/database.ts';
 import type { Verifier } from './verification/verifier.ts';
 
 export interface AppDependencies {
-  readonly logger: FastifyBaseLogger;
+  readonly logger: Logger;
   readonly database: Database;
   readonly verifier: Verifier;
   readonly lifecycle: KeyLifecycle;
@@ -53,9 +55,12 @@ const REQUEST_TIMEOUT_MS = 30_000;
 
 /** The HTTP service over what it is given. It opens nothing: no socket, no connection, no file. */
 export async function buildApp(dependencies: AppDependencies): Promise<FastifyInstance> {
+  const loggerInstance: FastifyBaseLogger = dependencies.logger;
   const { verifier, lifecycle, database, cursors, rotationDueDays, isClosing } = dependencies;
   const app: FastifyInstance = Fastify({
-    loggerInstance: dependencies.logger,
+    loggerInstance,
+    // One logger for all: the lines that tell of a request name its id themselves.
+    childLoggerFactory: (logger) => logger,
     // One line a request, by the hook below: Fastify's own would hold the URL, and so whatever a client put there.
     logController: new LogController({ disableRequestLogging: true }),
     bodyLimit: BODY_LIMIT_BYTES,
@@ -80,25 +85,18 @@ export async function buildApp(dependencies: AppDependencies): Promise<FastifyIn
   app.setSerializerCompiler(serializerCompiler);
   app.setErrorHandler(handleError);
   registerJsonBody(app);
-  app.addHook('onRequest', async (request, reply) => {
+  app.addHook('onRequest', (request, reply, done) => {
     setCommonHeaders(request.id, reply);
     if (isClosing()) reply.header('connection', 'close');
-    refuseBadHost(request.raw);
+    const badHost = faultOfHost(request.raw);
+    if (badHost !== undefined) done(badHost);
     // Here rather than in its handler, before which Fastify would read a body and find fault with it.
-    return request.is404 ? answerUnknownRoute(request, reply) : undefined;
+    else if (request.is404) answerUnknownRoute(request, reply).catch(done);
+    else done();
   });
-  app.addHook('onResponse', async (request, reply) => {
-    request.log.info(
-      {
-        method: request.method,
-        route: request.routeOptions.url ?? null,
-        status: reply.statusCode,
-        duration_ms: Math.round(reply.elapsedTime * 1000) / 1000,
-        caller: request.caller?.keyId ?? null,
-        address: addressOf(request),
-      },
-      'answered',
-    );
+  app.addHook('onResponse', (request, reply, done) => {
+    if (dependencies.logger.isLevelEnabled('info')) request.log.info(lineOf(request, reply), 'answered');
+    done();
   });
 
   await app.register(rateLimit, { global: false });
@@ -120,17 +118,29 @@ export async function buildApp(dependencies: AppDependencies): Promise<FastifyIn
   return app;
 }
 
+/** What the log tells of a request: its route, never its URL. */
+function lineOf(request: FastifyRequest, reply: FastifyReply): object {
+  return {
+    request_id: request.id,
+    method: request.method,
+    route: request.routeOptions.url ?? null,
+    status: reply.statusCode,
+    duration_ms: Math.round(reply.elapsedTime * 1000) / 1000,
+    caller: request.caller?.keyId ?? null,
+    address: addressOf(request),
+  };
+}
+
 /** RFC 9112 §3.2: one Host. Where there are two, a proxy before us may have gone by the other. */
-function refuseBadHost({ rawHeaders, httpVersion }: IncomingMessage): void {
+function faultOfHost({ rawHeaders, httpVersion }: IncomingMessage): Failure | undefined {
   let hosts = 0;
   for (let index = 0; index < rawHeaders.length; index += 2) {
     const name = rawHeaders[index];
     if (name?.length === 4 && name.toLowerCase() === 'host') hosts++;
   }
   // Without one: HTTP/1.0 alone. Node also reads 0.9, a line without a version.
-  if (hosts > 1 || (hosts === 0 && httpVersion !== '1.0')) {
-    throw new Failure('invalid_request', 'An HTTP/1.1 request needs a Host header, and just one.');
-  }
+  if (hosts === 1 || (hosts === 0 && httpVersion === '1.0')) return undefined;
+  return new Failure('invalid_request', 'An HTTP/1.1 request needs a Host header, and just one.');
 }
 
 function setCommonHeaders(requestId: string, reply: { header(name: string, value: string): unknown }): void {

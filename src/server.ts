@@ -91,13 +91,12 @@ export async function serve(config: Config, options: Pick<CoreOptions, 'broken'>
   const phase: Phase = { draining: false, closing: false };
   let app: FastifyInstance | undefined;
   let connections: ReadonlySet<net.Socket>;
+  let firstAdmin: Awaited<ReturnType<typeof makeFirstAdmin>>;
   try {
-    const firstAdmin = await makeFirstAdmin(core.lifecycle, config);
+    firstAdmin = await makeFirstAdmin(core.lifecycle, config);
     app = await buildApp(appDependencies(core, config, { logger, phase, metrics }));
     connections = watchConnections(app.server);
     await listen(app, config);
-    if (core.movedTo !== undefined) say(`The embedded PostgreSQL keeps its data in ${core.movedTo}`);
-    welcome(addressOf(app, config.HOST), firstAdmin, config);
   } catch (error) {
     await app?.close();
     await core.close();
@@ -112,6 +111,9 @@ export async function serve(config: Config, options: Pick<CoreOptions, 'broken'>
     await core.close();
     logger.info('stopped');
   });
+  // Only now: who reads that it listens may send a signal at once.
+  if (core.movedTo !== undefined) say(`The embedded PostgreSQL keeps its data in ${core.movedTo}`);
+  welcome(addressOf(running, config.HOST), firstAdmin, config);
 }
 
 /**

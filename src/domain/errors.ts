@@ -32,6 +32,8 @@ export interface FailureOptions {
   readonly errors?: readonly InputFault[];
   /** Seconds after which a repeat may succeed; sent as `Retry-After`. */
   readonly retryAfterSeconds?: number;
+  /** Whether the caller did send a credential, which is not valid; told in `WWW-Authenticate`. */
+  readonly invalidCredential?: boolean;
   /** The permission that was missing; sent in `WWW-Authenticate`. */
   readonly missingPermission?: string;
 }

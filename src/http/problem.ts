@@ -1,6 +1,5 @@
 import { STATUS_CODES } from 'node:http';
 import type { FastifyError, FastifyReply, FastifyRequest } from 'fastify';
-import { hasZodFastifySchemaValidationErrors } from 'fastify-type-provider-zod';
 import { z } from 'zod';
 import { ERRORS, type ErrorCode, Failure, type InputFault } from '../domain/errors.ts';
 
@@ -38,31 +37,25 @@ const REALM = 'Bearer realm="claviger"';
 const DEFAULT_RETRY_AFTER_SECONDS = 1;
 /** A body of 64 KiB can have thousands of faults; nobody reads that many. */
 const MAX_FAULTS = 100;
-/** Member names longer than this or of other characters are not repeated: a token sent as a name would be. */
-const SPEAKABLE_NAME = /^[A-Za-z0-9_.-]{1,40}$/;
 
 /** Answers with a problem. It is sent as finished text, so that no schema of the route can get in its way. */
 export function sendProblem(request: FastifyRequest, reply: FastifyReply, failure: Failure): FastifyReply {
   const problem = problemOf(failure.code, failure.message, request.id, failure.options.errors);
-  if (problem.status === 401 && !reply.hasHeader('www-authenticate')) reply.header('www-authenticate', REALM);
-  const { missingPermission } = failure.options;
-  if (missingPermission !== undefined) {
-    reply.header('www-authenticate', `${REALM}, error="insufficient_scope", scope="${missingPermission}"`);
-  }
+  const challenge = challengeOf(failure);
+  if (challenge !== undefined) reply.header('www-authenticate', challenge);
   if (problem.status === 429 || problem.status === 503) {
     reply.header('retry-after', failure.options.retryAfterSeconds ?? DEFAULT_RETRY_AFTER_SECONDS);
   }
   return reply.code(problem.status).type(PROBLEM_TYPE).send(JSON.stringify(problem));
 }
 
-/** 401 for a credential that was sent but is not valid (RFC 6750 §3.1). */
-export function sendInvalidCredential(request: FastifyRequest, reply: FastifyReply): FastifyReply {
-  reply.header('www-authenticate', `${REALM}, error="invalid_token"`);
-  return sendProblem(
-    request,
-    reply,
-    new Failure('unauthorized', 'The credential is not a valid service key.'),
-  );
+/** `WWW-Authenticate` (RFC 6750 §3): no `error` for a request that showed no credential at all. */
+function challengeOf({ code, options }: Failure): string | undefined {
+  if (options.missingPermission !== undefined) {
+    return `${REALM}, error="insufficient_scope", scope="${options.missingPermission}"`;
+  }
+  if (code !== 'unauthorized') return undefined;
+  return options.invalidCredential === true ? `${REALM}, error="invalid_token"` : REALM;
 }
 
 /** Fastify's error handler: whatever was thrown becomes a problem of the closed list. */
@@ -71,13 +64,15 @@ export function handleError(error: FastifyError, request: FastifyRequest, reply:
   // A cause means that something of ours or below us failed; a caller's mistakes are no news to the log.
   const fault = failure.options.cause;
   if (fault !== undefined)
-    request.log.error({ err: fault, code: failure.code }, 'the request could not be answered');
+    request.log.error(
+      { request_id: request.id, err: fault, code: failure.code },
+      'the request could not be answered',
+    );
   return sendProblem(request, reply, failure);
 }
 
 function failureOf(error: FastifyError | Failure): Failure {
   if (error instanceof Failure) return error;
-  if (hasZodFastifySchemaValidationErrors(error)) return validationFailure(error);
   switch (error.code) {
     case 'FST_ERR_CTP_BODY_TOO_LARGE':
       return new Failure('payload_too_large', 'The body is larger than 64 KiB.');
@@ -116,32 +111,6 @@ function problemOf(
     request_id: requestId,
     ...(errors === undefined ? {} : { errors: errors.slice(0, MAX_FAULTS) }),
   };
-}
-
-function validationFailure(error: {
-  validation: { instancePath: string; message?: string; params: object }[];
-}): Failure {
-  const faults = error.validation.flatMap(({ instancePath, message, params }): InputFault[] => {
-    const path = instancePath.split('/').slice(1);
-    const unknown: unknown = Reflect.get(params, 'keys');
-    if (Array.isArray(unknown)) {
-      return unknown.map((name) => ({
-        path: pathOf([...path, String(name)]),
-        message: 'is not a member of this request',
-      }));
-    }
-    return [{ path: pathOf(path), message: message ?? 'is not valid' }];
-  });
-  return new Failure('invalid_request', 'The request breaks a rule of this endpoint; see `errors`.', {
-    errors: faults,
-  });
-}
-
-function pathOf(names: readonly string[]): string {
-  return names
-    .filter((name) => name !== '')
-    .map((name) => (SPEAKABLE_NAME.test(name) ? name : '(unnamed)'))
-    .join('.');
 }
 
 /** A whole HTTP response with a problem, for a connection that has no request to answer and is closed behind it. */

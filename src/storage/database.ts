@@ -64,6 +64,8 @@ export function createDatabase(options: DatabaseOptions): Database {
   });
   // Without a listener the loss of an idle connection would end the process; the pool has dropped it already.
   pool.on('error', (error) => options.onConnectionLost(new StorageError(error)));
+  // The same while it is checked out, from its first moment on: the pool's own listener is gone before we get it.
+  pool.on('connect', (client) => client.on('error', ignoreLoss));
   const executor = drizzle(pool);
 
   return {
@@ -71,7 +73,6 @@ export function createDatabase(options: DatabaseOptions): Database {
 
     async transaction(run) {
       const client = await pool.connect().catch(rethrow);
-      client.on('error', ignoreLoss);
       let trusted = false;
       try {
         // One round trip. SET LOCAL rather than start-up parameters: a transaction pooler passes it on.
@@ -92,7 +93,6 @@ export function createDatabase(options: DatabaseOptions): Database {
         return rethrowQuery(error);
       } finally {
         client.release(!trusted);
-        client.off('error', ignoreLoss);
       }
     },
 
@@ -100,7 +100,7 @@ export function createDatabase(options: DatabaseOptions): Database {
   };
 }
 
-/** The statement under way fails of itself; an error event without a listener would end the process besides. */
+/** The statement under way, or the next one, fails of itself. */
 function ignoreLoss(): void {}
 
 /** What `run` threw of its own passes; what drizzle says of a query does not, since it quotes the parameters. */

@@ -99,6 +99,7 @@ const OWN_SHARE = 0.98;
 const WAITING_SHARE = 1.02;
 /** An instance in good health acknowledges within a few milliseconds. */
 const ACKNOWLEDGE_WITHIN_MS = 500;
+const ACKNOWLEDGEMENTS_PER_STATEMENT = 1_000;
 /** Stored acknowledgements are read this often, for where a notification of them was lost; */
 const POLL_MS = 100;
 /** ... a change that waits for long asks more rarely: there may be hundreds, and they wait for a fence by then. */
@@ -194,6 +195,7 @@ export function createMembership(options: MembershipOptions): Membership {
   async function join(): Promise<Registration> {
     const id = randomUUID();
     const heard: Acknowledgement[] = [];
+    let acknowledging = false;
     const listener = await openListener(options.listenUrl, (channel, payload) => {
       if (channel === CHANGES_CHANNEL) hearChange(payload);
       else hearAcknowledgements(payload);
@@ -206,16 +208,21 @@ export function createMembership(options: MembershipOptions): Membership {
       observer.changeHeard();
       // A change of this instance's own waits for the others alone.
       if (change.waiter === id) return;
-      // Dropped first, acknowledged then; all that one turn of the event loop brought goes in one statement.
-      if (heard.length === 0) setImmediate(acknowledge);
+      // Dropped first, acknowledged then; what one turn of the event loop brought, or the time of the statement
+      // before it, goes in one statement: a renewal then never stands behind more than one.
       heard.push({ changeId: change.id, waiter: change.waiter });
+      if (!acknowledging) setImmediate(acknowledge);
+      acknowledging = true;
     }
 
-    function acknowledge(): void {
-      const batch = heard.splice(0);
-      observer.acknowledged(batch.length);
-      // Where it fails, the change's author waits for the fence instead; the renewal notices a lost connection.
-      listener.acknowledge(id, batch).catch(() => undefined);
+    async function acknowledge(): Promise<void> {
+      while (heard.length > 0) {
+        const batch = heard.splice(0, ACKNOWLEDGEMENTS_PER_STATEMENT);
+        observer.acknowledged(batch.length);
+        // Where it fails, the change's author waits for the fence instead; the renewal notices a lost connection.
+        await listener.acknowledge(id, batch).catch(() => undefined);
+      }
+      acknowledging = false;
     }
 
     try {
@@ -396,16 +403,18 @@ export function createMembership(options: MembershipOptions): Membership {
 
     let fenced = 0;
     let looks = 0;
-    let nextLookAt = startedAt + POLL_MS;
+    // Who is to acknowledge has its time from here on: the database may have been away since the commit.
+    const askedAt = monotonic();
+    let nextLookAt = askedAt + POLL_MS;
     while (open.size > 0) {
       if (closed) throw unconfirmed();
       await waiter.wait(Math.max(1, Math.min(nextLookAt, nextDeadline(open)) - monotonic()));
       for (const id of waiter.acknowledged) open.delete(id);
       if (monotonic() >= nextLookAt && open.size > 0) {
-        const late = monotonic() - startedAt >= ACKNOWLEDGE_WITHIN_MS;
+        const late = monotonic() - askedAt >= ACKNOWLEDGE_WITHIN_MS;
         const repeat = looks++ === 0;
         fenced += await patiently(() => lookAfter(change, open, { late, repeat }));
-        nextLookAt = monotonic() + Math.max(POLL_MS, POLL_SHARE_OF_WAIT * (monotonic() - startedAt));
+        nextLookAt = monotonic() + Math.max(POLL_MS, POLL_SHARE_OF_WAIT * (monotonic() - askedAt));
       }
       fenced += closeWaitedOut(open);
     }

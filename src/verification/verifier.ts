@@ -35,7 +35,7 @@ export interface Verifier {
    */
   verify(token: string, question: Question): Soon<Decision>;
   /** Finds out which service key calls Claviger, from which address. Throws as `verify` does. */
-  authenticate(token: string, address: string): Soon<Authentication>;
+  authenticate(token: string, address: () => string): Soon<Authentication>;
 }
 
 /** A token's record and the database time (ms) to judge it by; `undefined` for a token that is not genuine. */
@@ -116,7 +116,9 @@ export function createVerifier(options: VerifierOptions): Verifier {
       observer.proved('memory');
       return hash;
     }
-    if (memo !== null && memoKey !== undefined && isEqual(memo, macOf(memoKey, token, hash))) {
+    // Not for a weak hash: to replace it takes what argon2 alone shows, and the memo would keep it for ever.
+    const usable = memo !== null && !hasher.isWeak(hash);
+    if (usable && memoKey !== undefined && isEqual(memo, macOf(memoKey, token, hash))) {
       observer.proved('memo');
       return hash;
     }
@@ -131,7 +133,9 @@ export function createVerifier(options: VerifierOptions): Verifier {
   async function strengthen(token: string, id: KeyId, hash: string): Promise<string> {
     try {
       const stronger = await hasher.hash(token);
-      const replaced = await database.read((executor) => replaceHash(executor, id, { from: hash, to: stronger }));
+      const replaced = await database.read((executor) =>
+        replaceHash(executor, id, { from: hash, to: stronger }),
+      );
       return replaced ? stronger : hash;
     } catch (error) {
       if (error instanceof Failure) return hash;
@@ -164,12 +168,12 @@ export function createVerifier(options: VerifierOptions): Verifier {
 const NOT_GENUINE: Authentication = { authenticated: false, because: 'invalid' };
 const WRONG_ADDRESS: Authentication = { authenticated: false, because: 'address' };
 
-function authenticationOf(found: Resolved, address: string): Authentication {
+function authenticationOf(found: Resolved, address: () => string): Authentication {
   if (found === undefined) return NOT_GENUINE;
   const { record, nowMs } = found;
   if (record.key.workspaceId !== SYSTEM_WORKSPACE || refuseUnproved(record.key, nowMs) !== undefined)
     return NOT_GENUINE;
-  if (record.restrictions?.allowsAddress(address) === false) return WRONG_ADDRESS;
+  if (record.restrictions?.allowsAddress(address()) === false) return WRONG_ADDRESS;
   return { authenticated: true, caller: callerOf(record.key, nowMs) };
 }
 
