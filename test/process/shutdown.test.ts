@@ -97,6 +97,19 @@ describe.each(['SIGTERM', 'SIGINT'] as const)('%s under load', (signal) => {
   });
 });
 
+test.each(['SIGTERM', 'SIGINT'] as const)(
+  '%s in the moment that it says it listens is a graceful end',
+  async (signal) => {
+    const database = await databaseOfTest();
+    for (let start = 0; start < 3; start++) {
+      const service = await startService({ database, token: 'none' });
+      expect(await service.end(signal)).toBe(0);
+      // The instance has left: no mutation waits for it.
+      expect(await database.query('SELECT id FROM instances WHERE NOT released')).toEqual([]);
+    }
+  },
+);
+
 describe('while it drains', () => {
   test('a request that takes long has its answer, and what it did is done', async () => {
     // A second of argon2, so that the signal arrives in the middle of it.

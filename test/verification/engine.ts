@@ -8,7 +8,8 @@ import { createTokenMint } from '../../src/domain/token.ts';
 import { type CreatedKey, createKeyLifecycle, type KeyLifecycle } from '../../src/lifecycle/keys.ts';
 import { createDatabase, type Database } from '../../src/storage/database.ts';
 import { storeSecret } from '../../src/storage/key-secrets.ts';
-import { createMembership, type Membership } from '../../src/verification/membership.ts';
+import type { Subject } from '../../src/storage/membership.ts';
+import { createMembership, type Membership, type Propagation } from '../../src/verification/membership.ts';
 import type { EngineObserver } from '../../src/verification/observer.ts';
 import { createRecordCache, type RecordCache } from '../../src/verification/record-cache.ts';
 import {
@@ -37,10 +38,14 @@ export interface Engine {
   /** What an introspection of the token comes to: `active`, or why not. */
   verdict(token: string): Promise<string>;
   revoke(id: KeyId): ReturnType<KeyLifecycle['revoke']>;
+  /** A change that leaves everything as it is, and makes it stale all the same. */
+  touch(subject: Subject): Promise<Propagation>;
 }
 
 export interface EngineOptions {
   readonly secret?: string;
+  /** What stands behind it in KEY_SECRET: it mints no more, and what it minted is good. */
+  readonly formerSecret?: string;
   readonly memo?: boolean;
   readonly capacity?: number;
   readonly leaseMs?: number;
@@ -93,7 +98,11 @@ export async function openEngine(test: TestDatabase, options: EngineOptions = {}
     report: ({ message }) => reports.push(message),
   });
   const secret = keySecret(options.secret ?? TEST_KEY_SECRET);
-  const mint = createTokenMint([secret.derive('mint')], randomBytes);
+  const former = options.formerSecret === undefined ? [] : [keySecret(options.formerSecret)];
+  const mint = createTokenMint(
+    [secret.derive('mint'), ...former.map((one) => one.derive('mint'))],
+    randomBytes,
+  );
   const lifecycle = createKeyLifecycle({
     database,
     membership,
@@ -107,7 +116,8 @@ export async function openEngine(test: TestDatabase, options: EngineOptions = {}
   const verifier = createVerifier({ database, mint, hasher, cache, lease: membership, memoKey, observer });
   onTestFinished(async () => {
     await membership.close();
-    await database.close();
+    // A test may have closed it already.
+    await database.close().catch(() => undefined);
   });
   const caller = (): Caller => ({ ...ADMIN, now: Date.now() });
   const verify = (token: string) => verifier.verify(token, { visibleWorkspaces: null });
@@ -138,6 +148,10 @@ export async function openEngine(test: TestDatabase, options: EngineOptions = {}
       return decision.active ? 'active' : decision.code;
     },
     revoke: (id) => lifecycle.revoke(caller(), ORIGIN, id, null),
+    async touch(subject) {
+      const run = async () => ({ result: undefined, subject, repeated: false });
+      return (await membership.change(run)).propagation;
+    },
   };
 }
 
@@ -204,11 +218,11 @@ interface Signal {
 }
 
 function createSignal(): Signal {
-  let raise = () => undefined as void;
+  let raise: (() => void) | undefined;
   const raised = new Promise<void>((resolve) => {
     raise = resolve;
   });
-  return { raise: () => raise(), raised };
+  return { raise: () => raise?.(), raised };
 }
 
 /** Lets single statements of a database through a gate; transactions pass beside it. */

@@ -1,0 +1,164 @@
+import { setTimeout as sleep } from 'node:timers/promises';
+import { describeViolation, findViolations, type Violation } from '../support/history.ts';
+import type { Instance } from '../support/instances.ts';
+import { ALL_SCOPES, type Fleet, type TestKey } from './fleet.ts';
+import { NARROW, revoke, revokeAll, setScopes, WIDE } from './mutator.ts';
+import { FAULTS, type Theatre } from './nemesis.ts';
+import { type Random, seededRandom } from './random.ts';
+
+/*
+ * One round: keys are made and warmed here and there; a fault, or two, befall instances; meanwhile keys are
+ * narrowed, widened, revoked, revoked again elsewhere, and revoked in bulk, and all instances are asked about them
+ * without pause. When all is answered, the round's history is checked.
+ */
+
+export interface RoundReport {
+  readonly name: string;
+  readonly looks: number;
+  readonly mutations: number;
+  readonly tookMs: number;
+  readonly violations: readonly Violation[];
+  /** For a person; empty where nothing was found. */
+  readonly excerpt: string;
+}
+
+export interface RoundOptions {
+  readonly fleet: Fleet;
+  readonly seed: number;
+  readonly round: number;
+  /** A key that nobody ever changes. */
+  readonly control: TestKey;
+}
+
+/** No round takes nearly as long on the slowest machine. */
+const HUNG_AFTER_MS = 90_000;
+/** Waiting for a change that a fault holds up, a client may lose its patience. */
+const PATIENCE_MS = { least: 200, most: 1_500 } as const;
+
+/** Runs a round; where it hangs, fails with what everyone was waiting for. */
+export async function runRound(options: RoundOptions): Promise<RoundReport> {
+  const hung = new AbortController();
+  const watch = sleep(HUNG_AFTER_MS, undefined, { signal: hung.signal }).then(async () => {
+    throw new Error(
+      `round ${options.round} (seed ${options.seed}) hangs:\n${await options.fleet.diagnose()}`,
+    );
+  });
+  watch.catch(() => undefined);
+  try {
+    return await Promise.race([playRound(options), watch]);
+  } finally {
+    hung.abort();
+  }
+}
+
+async function playRound({ fleet, seed, round, control }: RoundOptions): Promise<RoundReport> {
+  const startedAt = performance.now();
+  const random = seededRandom(Math.imul(seed, 0x9e3779b1) ^ round);
+  const plan = planFaults(random, round, fleet.instances);
+  const name = plan.map(({ fault, victim }) => `${fault} ${victim.name}`).join(' and ');
+  const workspace = `ws_${seed}_${round}`;
+  const keys: TestKey[] = [];
+
+  async function newKey(suffix = ''): Promise<TestKey> {
+    const key = await fleet.createKey(random.pick(fleet.instances), workspace + suffix);
+    keys.push(key);
+    return key;
+  }
+  for (let count = 0; count < 4; count++) await newKey();
+  const bulk = [await newKey('_bulk'), await newKey('_bulk')];
+  for (const instance of fleet.instances) {
+    for (const key of keys) if (random.chance(0.6)) await fleet.look(instance, key, 'read');
+  }
+
+  const workers = fleet.instances.map((instance) => {
+    const own = random.fork();
+    return fleet.work(instance, () => ({
+      key: own.chance(0.1) ? control : own.pick(keys),
+      scope: own.pick(ALL_SCOPES),
+    }));
+  });
+  const faults = plan.map(({ fault, victim }) => {
+    const theatre: Theatre = { fleet, random: random.fork(), victim, keys, newKey };
+    return FAULTS[fault]?.(theatre);
+  });
+  await Promise.all([
+    ...faults,
+    ...mutate({ fleet, random: random.fork(), keys: keys.slice(0, 4), bulk, workspace }),
+  ]);
+  for (const { end } of workers.map((worker) => ({ end: worker.end() }))) await end;
+  await fleet.settled();
+
+  const history = fleet.takeHistory([...keys, control]);
+  const violations = findViolations(history);
+  return {
+    name,
+    looks: history.looks.length,
+    mutations: history.mutations.length,
+    tookMs: performance.now() - startedAt,
+    violations,
+    excerpt: violations
+      .slice(0, 3)
+      .map((violation) => describeViolation(violation, history))
+      .join('\n'),
+  };
+}
+
+/** Every fault has its turn; a second one at random on another instance. */
+function planFaults(
+  random: Random,
+  round: number,
+  instances: readonly Instance[],
+): { fault: string; victim: Instance }[] {
+  const names = Object.keys(FAULTS);
+  const [one, other] = random.shuffle(instances);
+  const first = names[round % names.length];
+  if (one === undefined || other === undefined || first === undefined) throw new Error('too few instances');
+  const plan = [{ fault: first, victim: one }];
+  if (random.chance(0.35)) plan.push({ fault: random.pick(names.filter(isSingle)), victim: other });
+  return plan;
+}
+
+/** PostgreSQL is restarted once at a time, and is enough of a fault beside another. */
+function isSingle(name: string): boolean {
+  return !name.startsWith('postgres');
+}
+
+function mutate({
+  fleet,
+  random,
+  keys,
+  bulk,
+  workspace,
+}: {
+  fleet: Fleet;
+  random: Random;
+  keys: readonly TestKey[];
+  bulk: readonly TestKey[];
+  workspace: string;
+}): Promise<unknown>[] {
+  const [first, second, third, fourth] = keys;
+  if (first === undefined || second === undefined || third === undefined || fourth === undefined)
+    throw new Error('too few keys');
+  const route = () => random.shuffle(fleet.instances);
+  const soon = () => sleep(random.between(0, 600));
+  const patience = () => random.between(PATIENCE_MS.least, PATIENCE_MS.most);
+
+  async function narrowAndWiden(key: TestKey, times: number): Promise<void> {
+    await soon();
+    for (let version = 1; version <= times; version++) {
+      await setScopes(fleet, route(), key, { version, scopes: version % 2 === 1 ? NARROW : WIDE });
+    }
+  }
+  return [
+    narrowAndWiden(first, 3).then(() => revoke(fleet, route(), first, patience())),
+    narrowAndWiden(second, 2),
+    // The same revocation by two clients at once: each of their answers binds.
+    soon().then(() => revoke(fleet, route(), third, patience())),
+    soon().then(() => revoke(fleet, route(), third, patience())),
+    // Confirmed, and then confirmed again by another instance.
+    soon()
+      .then(() => revoke(fleet, route(), fourth, patience()))
+      .then(() => revoke(fleet, route(), fourth, patience())),
+    soon().then(() => revokeAll(fleet, route(), `${workspace}_bulk`, bulk, patience())),
+  ];
+}

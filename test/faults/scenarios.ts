@@ -1,0 +1,181 @@
+import { setTimeout as sleep } from 'node:timers/promises';
+import { keyIdToUuid } from '../../src/domain/key-id.ts';
+import type { BrokenRule } from '../../src/verification/membership.ts';
+import { findViolations, type History, type Violation } from '../support/history.ts';
+import type { Instance } from '../support/instances.ts';
+import type { Fleet, TestKey } from './fleet.ts';
+import { revoke } from './mutator.ts';
+
+/*
+ * For each rule of the engine the shortest story in which nothing but that rule stands between a revocation that has
+ * answered and the old answer. Each tells what must be seen besides if it failed for that reason and no other.
+ */
+
+export interface Outcome {
+  readonly history: History;
+  readonly violations: readonly Violation[];
+  /** The key and the instance on which the rule must fail. */
+  readonly key: TestKey;
+  readonly at: Instance;
+  /** Whether all else went as it had to for the failure to be this rule's. */
+  readonly reason: { readonly [what: string]: boolean };
+}
+
+export type Scenario = (fleet: Fleet) => Promise<Outcome>;
+
+/** What PostgreSQL has executed needs so long to come as far as the proxy holds it. */
+const READ_BY_NOW_MS = 100;
+
+export const SCENARIOS: Readonly<Record<BrokenRule, Scenario>> = {
+  /** A member that the change cannot reach is waited out; then only its own deadline keeps it from answering. */
+  async deadline(fleet) {
+    const [a, b] = partsOf(fleet);
+    const key = await warmKey(fleet, a);
+    a.proxy.stall({ kind: 'listener' });
+    a.stop();
+    const { propagation } = await revoke(fleet, [b], key);
+    await fleet.queue(a, [key]);
+    a.wake();
+    await fleet.settled();
+    await fleet.look(a, key, 'read');
+    a.proxy.deliver();
+    return conclude(fleet, a, key, { 'it was fenced and waited out': propagation?.fenced === 1 });
+  },
+
+  /** A load that began in one membership lands in the next, after a change that neither of them heard of. */
+  async epoch(fleet) {
+    const [a, b] = partsOf(fleet);
+    const key = await fleet.createKey(b, 'ws_scenarios');
+    const former = a.registeredAs;
+    await heldLoad(fleet, a, key);
+    const deliverListener = a.proxy.stall({ kind: 'listener' });
+    const { propagation } = await revoke(fleet, [b], key);
+    deliverListener();
+    await fleet.healthy();
+    const renamed = a.registeredAs !== former;
+    a.proxy.deliver();
+    await fleet.settled();
+    await fleet.look(a, key, 'read');
+    return conclude(fleet, a, key, {
+      'it was fenced and waited out': propagation?.fenced === 1,
+      'it had joined under another id when the load landed': renamed,
+    });
+  },
+
+  /** A load that read before the change lands after its acknowledgement; requests begun in between must not share it. */
+  async detach(fleet) {
+    const [a, b] = partsOf(fleet);
+    const key = await fleet.createKey(b, 'ws_scenarios');
+    const former = a.registeredAs;
+    await heldLoad(fleet, a, key);
+    const { propagation } = await revoke(fleet, [b], key);
+    const during = fleet.look(a, key, 'read');
+    await sleep(READ_BY_NOW_MS);
+    a.proxy.deliver();
+    await during;
+    await fleet.look(a, key, 'read');
+    return conclude(fleet, a, key, {
+      'it acknowledged': propagation?.confirmed === fleet.instances.length,
+      'it stayed a member': a.registeredAs === former,
+    });
+  },
+
+  /** The notification is late. */
+  async acknowledgement(fleet) {
+    const [a, b] = partsOf(fleet);
+    const key = await warmKey(fleet, a);
+    const lateMs = 350;
+    a.proxy.delay(lateMs, { kind: 'listener', direction: 'down' });
+    const { propagation } = await revoke(fleet, [b], key);
+    await fleet.look(a, key, 'read');
+    a.proxy.deliver();
+    return conclude(fleet, a, key, {
+      'nobody was waited for': propagation !== undefined && propagation.waited_ms < lateMs,
+    });
+  },
+
+  /** One change has fenced a member and still waits for it; another change finds it fenced already. */
+  async fence(fleet) {
+    const [a, b, c] = partsOf(fleet);
+    const [first, key] = [await warmKey(fleet, a), await warmKey(fleet, a)];
+    const id = a.registeredAs;
+    a.proxy.stall({ kind: 'listener' });
+    const firstDone = revoke(fleet, [b], first);
+    while (!(await isFenced(fleet, id))) await sleep(10);
+    const { propagation } = await revoke(fleet, [c], key);
+    await fleet.look(a, key, 'read');
+    const { propagation: firstPropagation } = await firstDone;
+    a.proxy.deliver();
+    return conclude(fleet, a, key, {
+      'the first change waited for it': firstPropagation?.fenced === 1,
+      'the second did not count it': propagation?.instances === fleet.instances.length - 1,
+    });
+  },
+
+  /** Who revokes dies after COMMIT, while a member that holds the key hears nothing; its client repeats elsewhere. */
+  async repeat(fleet) {
+    const [a, b, c] = partsOf(fleet);
+    const key = await warmKey(fleet, a);
+    a.proxy.stall({ kind: 'listener' });
+    const committing = b.proxy.holdAnswersTo('COMMIT');
+    const lost = fleet.send(b, 'DELETE', `/v1/api-keys/${key.id}`);
+    await committing;
+    while (!(await isRevoked(fleet, key))) await sleep(10);
+    const down = fleet.disturb(b, 'killed');
+    await b.kill();
+    const { kind } = await lost;
+    const { propagation } = await revoke(fleet, [c], key);
+    await fleet.look(a, key, 'read');
+    a.proxy.deliver();
+    b.proxy.deliver();
+    await b.restart();
+    down.end();
+    return conclude(fleet, a, key, {
+      'the first attempt was not answered': kind === 'lost',
+      'the repetition waited for nobody': propagation?.instances === 0,
+    });
+  },
+};
+
+function partsOf({ instances }: Fleet): [Instance, Instance, Instance] {
+  const [a, b, c] = instances;
+  if (a === undefined || b === undefined || c === undefined) throw new Error('three instances are needed');
+  return [a, b, c];
+}
+
+/** A key that this instance, and no other for sure, answers from memory. */
+async function warmKey(fleet: Fleet, at: Instance): Promise<TestKey> {
+  const key = await fleet.createKey(at, 'ws_scenarios');
+  for (const scope of ['read', 'write', 'read'] as const) await fleet.look(at, key, scope);
+  return key;
+}
+
+/** Begins to load a key that the instance does not hold yet; PostgreSQL has answered, but that is held on its way. */
+async function heldLoad(fleet: Fleet, at: Instance, key: TestKey): Promise<void> {
+  const asked = at.proxy.holdAnswersTo(keyIdToUuid(key.id));
+  void fleet.look(at, key, 'read');
+  await asked;
+  await sleep(READ_BY_NOW_MS);
+}
+
+async function isFenced(fleet: Fleet, id: string | undefined): Promise<boolean> {
+  const rows = await fleet.query(fleet.database, 'SELECT FROM instances WHERE id = $1 AND fenced', [id]);
+  return rows.length > 0;
+}
+
+export async function isRevoked(fleet: Fleet, key: TestKey): Promise<boolean> {
+  const sql = 'SELECT FROM api_keys WHERE id = $1 AND revoked_at IS NOT NULL';
+  return (await fleet.query(fleet.database, sql, [keyIdToUuid(key.id)])).length > 0;
+}
+
+async function conclude(
+  fleet: Fleet,
+  at: Instance,
+  key: TestKey,
+  reason: Outcome['reason'],
+): Promise<Outcome> {
+  await fleet.settled();
+  await fleet.healthy();
+  const history = fleet.takeHistory([key]);
+  return { history, violations: findViolations(history), key, at, reason };
+}
