@@ -14,13 +14,16 @@ import { createCursorCodec } from './http/cursor.ts';
 import type { KeyLifecycle } from './lifecycle/keys.ts';
 import { createMetrics, type Metrics } from './metrics.ts';
 import { readDatabaseTime } from './storage/keys.ts';
+import type { Membership } from './verification/membership.ts';
 
 /** How long a draining instance still takes connections, so that a load balancer sees `/readyz` turn first. */
 const DRAIN_NOTICE_MS = 1_000;
 /** How long an idle connection may then stay open for the client's next request, which is told to be its last. */
 const DRAIN_IDLE_MS = 1_000;
 /** How long requests under way may take from then on; a client that never finishes its request is cut off. */
-const DRAIN_ANSWERS_MS = 4_500;
+const DRAIN_ANSWERS_MS = 4_000;
+/** How long the last answers may take to leave. */
+const DRAIN_LAST_WORDS_MS = 200;
 /** SIGTERM to exit, at most (contract §9: 10 s). */
 const DRAIN_LIMIT_MS = 9_000;
 
@@ -107,7 +110,7 @@ export async function serve(config: Config, options: Pick<CoreOptions, 'broken'>
   closeWithGrace({ delay: DRAIN_LIMIT_MS, logger: false }, async ({ signal, err }) => {
     if (err !== undefined) logger.fatal({ err }, 'stopping after a fault');
     else logger.info({ signal }, 'draining');
-    await drain(running, phase, connections);
+    await drain(running, { phase, connections, membership: core.membership });
     await core.close();
     logger.info('stopped');
   });
@@ -122,8 +125,11 @@ export async function serve(config: Config, options: Pick<CoreOptions, 'broken'>
  */
 async function drain(
   app: FastifyInstance,
-  phase: Phase,
-  connections: ReadonlySet<net.Socket>,
+  {
+    phase,
+    connections,
+    membership,
+  }: { phase: Phase; connections: ReadonlySet<net.Socket>; membership: Membership },
 ): Promise<void> {
   phase.draining = true;
   await connectionsEnd(connections, DRAIN_NOTICE_MS);
@@ -137,7 +143,11 @@ async function drain(
   const closed = app.close();
   // What Node holds to be idle does not include a connection that has never been used.
   for (const socket of connections) if (socket.bytesRead === 0) socket.destroy();
-  const limit = setTimeout(() => app.server.closeAllConnections(), DRAIN_ANSWERS_MS);
+  const limit = setTimeout(() => {
+    // A change that still waits for a silent instance is told so, rather than cut off.
+    const told = membership.close().then(() => sleep(DRAIN_LAST_WORDS_MS));
+    void told.finally(() => app.server.closeAllConnections());
+  }, DRAIN_ANSWERS_MS);
   await closed;
   clearTimeout(limit);
 }

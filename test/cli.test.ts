@@ -213,8 +213,8 @@ describe('the first admin key', () => {
     const token = content.trim();
     expect((await first.get('/v1/me', { as: token })).status).toBe(200);
     expect(first.output().stdout + first.output().stderr).not.toContain(token);
-    expect(first.output().stdout).toContain(file);
     expect(await first.end('SIGTERM')).toBe(0);
+    expect(first.output().stdout).toContain(file);
 
     await writeFile(file, 'kept');
     const second = await startService({ database, token, environment });
@@ -263,7 +263,7 @@ describe('the first admin key', () => {
   test('is named as missing, with the command that makes it, where DATABASE_URL comes without ADMIN_KEY_FILE', async () => {
     const database = await databaseOfTest();
     const service = await startService({ database, token: 'none yet', environment: { ADMIN_KEY_FILE: '' } });
-    expect(service.output().stdout).toContain('claviger create-admin-key --name');
+    await expect.poll(() => service.output().stdout).toContain('claviger create-admin-key --name');
     expect(service.output().stdout).not.toMatch(/ck_svc_/);
     expect(await database.query('SELECT id FROM api_keys')).toEqual([]);
 
@@ -275,6 +275,7 @@ describe('the first admin key', () => {
       token: made.stdout.trim(),
       environment: { ADMIN_KEY_FILE: '' },
     });
+    expect(await again.end('SIGTERM')).toBe(0);
     expect(again.output().stdout).not.toContain('create-admin-key');
   });
 

@@ -26,6 +26,8 @@ export interface DatabaseOptions {
 /** Waiting longer than this for a connection is a database that cannot be reached. */
 const CONNECT_TIMEOUT_MS = 5_000;
 const RETRY_AFTER_SECONDS = 1;
+/** Of a connection that does not even take this back in time, nothing more is expected. */
+const ROLLBACK: pg.QueryConfig & { query_timeout: number } = { text: 'ROLLBACK', query_timeout: 1_000 };
 /** No statement of ours takes longer, unless the database is in trouble. */
 export const STATEMENT_TIMEOUT_MS = 10_000;
 
@@ -86,7 +88,7 @@ export function createDatabase(options: DatabaseOptions): Database {
         trusted = true;
         return result;
       } catch (error) {
-        trusted = await client.query('ROLLBACK').then(
+        trusted = await client.query(ROLLBACK).then(
           () => true,
           () => false,
         );

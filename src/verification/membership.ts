@@ -70,7 +70,7 @@ export interface Membership {
   change<T>(
     run: (executor: Executor) => Promise<Changed<T>>,
   ): Promise<{ result: T; propagation: Propagation }>;
-  /** Leaves for good, and tells the others not to wait. */
+  /** Leaves for good, and tells the others not to wait. Changes that still wait end with `committed; repeat to confirm`. */
   close(): Promise<void>;
 }
 
@@ -109,6 +109,8 @@ const CONFIRM_PATIENCE_MS = 5_000;
 /** A goodbye is short, whether or not the database answers: others can fence what was not released. */
 const GOODBYE_MS = 1_500;
 const RENEWALS_PER_LEASE = 3;
+/** A renewal that takes longer has a connection that is half open; with a long lease that would show late. */
+const RENEWAL_TIMEOUT_MS = 5_000;
 /** How fast two clocks of 1 % each may part. */
 const DRIFT = 0.02;
 const PROBE_TIMEOUT_MS = 5_000;
@@ -185,6 +187,7 @@ export function createMembership(options: MembershipOptions): Membership {
   let distrustUntil = 0;
   let closed = false;
   let running: Promise<void> | undefined;
+  let ending: Promise<void> | undefined;
   let lastForgotten = monotonic();
   const closing = new AbortController();
   // As many may pause as there are changes that wait for the database.
@@ -303,7 +306,9 @@ export function createMembership(options: MembershipOptions): Membership {
       await alarm.wait(leaseMs / RENEWALS_PER_LEASE);
       if (closed) return 'listener';
       const sentAt = monotonic();
-      const renewed = await listener.renew(id, leaseMs / RENEWALS_PER_LEASE).catch(() => 'lost' as const);
+      const renewed = await listener
+        .renew(id, Math.min(leaseMs / RENEWALS_PER_LEASE, RENEWAL_TIMEOUT_MS))
+        .catch(() => 'lost' as const);
       if (renewed === 'lost') return 'listener';
       if (renewed === 'refused') return 'fenced';
       if (monotonic() > joined.deadline && !broken.has('deadline')) return 'lapsed';
@@ -521,6 +526,17 @@ export function createMembership(options: MembershipOptions): Membership {
     await sleep(ms, undefined, { signal: closing.signal }).catch(() => undefined);
   }
 
+  async function end(): Promise<void> {
+    const last = registration;
+    closed = true;
+    closing.abort();
+    leave('drain');
+    for (const waiter of waiters.values()) waiter.wake();
+    await atMost(GOODBYE_MS, releaseFormer());
+    await last?.listener.close();
+    await atMost(GOODBYE_MS, running);
+  }
+
   return {
     async start() {
       const first = await join();
@@ -551,15 +567,9 @@ export function createMembership(options: MembershipOptions): Membership {
       }
     },
 
-    async close() {
-      const last = registration;
-      closed = true;
-      closing.abort();
-      leave('drain');
-      for (const waiter of waiters.values()) waiter.wake();
-      await atMost(GOODBYE_MS, releaseFormer());
-      await last?.listener.close();
-      await atMost(GOODBYE_MS, running);
+    close() {
+      ending ??= end();
+      return ending;
     },
   };
 }

@@ -64,7 +64,10 @@ export interface FleetOptions {
   readonly broken?: readonly BrokenRule[];
   readonly leaseSeconds?: number;
   readonly count?: number;
-  readonly environment?: Readonly<Record<string, string>>;
+  /** More settings, for the database of this name. */
+  readonly environment?: (database: string) => Readonly<Record<string, string>>;
+  /** The address that instances are given for the database of this name; default: PostgreSQL's own. */
+  readonly databaseUrl?: (database: string) => string;
 }
 
 let databases = 0;
@@ -74,19 +77,20 @@ export async function startFleet({
   broken = [],
   leaseSeconds = 1,
   count = 3,
-  environment = {},
+  environment = () => ({}),
+  databaseUrl = postgres.url,
 }: FleetOptions): Promise<Fleet> {
   const database = `fleet_${++databases}`;
-  const databaseUrl = await postgres.createDatabase(database);
+  await postgres.createDatabase(database);
   const folder = await mkdtemp(join(tmpdir(), 'claviger-fleet-'));
   const adminKeyFile = join(folder, 'admin-key');
   const start = (name: string) =>
     startInstance({
       name,
-      databaseUrl,
+      databaseUrl: databaseUrl(database),
       leaseSeconds,
       broken,
-      environment: { ADMIN_KEY_FILE: adminKeyFile, ...environment },
+      environment: { ADMIN_KEY_FILE: adminKeyFile, ...environment(database) },
     });
   // The first migrates and makes the admin key; the others then only join.
   const first = await start('a');
