@@ -92,6 +92,12 @@ function report(error: unknown): void {
   for (const line of message.split('\n')) process.stderr.write(`claviger: ${line}\n`);
 }
 
+// `claviger openapi | head`: whoever has read enough is no fault.
+process.stdout.on('error', (error: NodeJS.ErrnoException) => {
+  if (error.code !== 'EPIPE') throw error;
+  process.exit();
+});
+
 const fault = nodeFault(process.versions.node);
 if (fault === undefined) await run().catch(report);
 else report(Object.assign(new Error(fault), { name: 'StartError' }));

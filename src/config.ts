@@ -16,6 +16,8 @@ interface Setting<T> {
 
 const MIN_SECRET_LENGTH = 32;
 const MAX_ENVIRONMENTS = 16;
+/** The size of libuv's pool where UV_THREADPOOL_SIZE does not say otherwise. */
+const LIBUV_THREADS = 4;
 
 /** Every setting there is. The README's table is tested against it. */
 export const SETTINGS = {
@@ -224,8 +226,11 @@ export function readConfig(environment: Readonly<Record<string, string | undefin
           : checked.DEFAULT_RATE_LIMIT,
       ]),
     ),
-    // One core stays with the event loop.
-    argon2Slots: Math.max(1, availableParallelism() - 1),
+    // One core stays with the event loop; and argon2 has no more threads than libuv's pool.
+    argon2Slots: Math.max(
+      1,
+      Math.min(availableParallelism() - 1, Number(environment.UV_THREADPOOL_SIZE) || LIBUV_THREADS),
+    ),
   });
 }
 

@@ -13,6 +13,7 @@ import { Failure } from './domain/errors.ts';
 import { createCursorCodec } from './http/cursor.ts';
 import type { KeyLifecycle } from './lifecycle/keys.ts';
 import { createMetrics, type Metrics } from './metrics.ts';
+import { loggable } from './storage/database.ts';
 import { readDatabaseTime } from './storage/keys.ts';
 import type { Membership } from './verification/membership.ts';
 
@@ -108,7 +109,7 @@ export async function serve(config: Config, options: Pick<CoreOptions, 'broken'>
 
   const running = app;
   closeWithGrace({ delay: DRAIN_LIMIT_MS, logger: false }, async ({ signal, err }) => {
-    if (err !== undefined) logger.fatal({ err }, 'stopping after a fault');
+    if (err !== undefined) logger.fatal({ err: loggable(err) }, 'stopping after a fault');
     else logger.info({ signal }, 'draining');
     await drain(running, { phase, connections, membership: core.membership });
     await core.close();

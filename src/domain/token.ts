@@ -68,6 +68,16 @@ export function createTokenMint(
   };
 }
 
+const TOKEN_WITHIN = new RegExp(TOKEN_PATTERN.source.slice(1, -1), 'g');
+
+/** Whether a text holds something that looks like a token: one that was typed into the wrong field must not be stored. */
+export function holdsToken(text: string): boolean {
+  const found = text.match(TOKEN_WITHIN) ?? [];
+  return found.some(
+    (token) => checksumOf(token.slice(0, -CHECKSUM_LENGTH)) === token.slice(-CHECKSUM_LENGTH),
+  );
+}
+
 /** What lists show of a token: its prefix and its last characters. */
 export function hintOf(prefix: string, lastCharacters: string): string {
   return `${prefix}…${lastCharacters}`;

@@ -2,6 +2,7 @@ import { STATUS_CODES } from 'node:http';
 import type { FastifyError, FastifyReply, FastifyRequest } from 'fastify';
 import { z } from 'zod';
 import { ERRORS, type ErrorCode, Failure, type InputFault } from '../domain/errors.ts';
+import { loggable } from '../storage/database.ts';
 
 /** `application/problem+json` (RFC 9457) with Claviger's extensions (contract §3). */
 export const problemSchema = z
@@ -65,7 +66,7 @@ export function handleError(error: FastifyError, request: FastifyRequest, reply:
   const fault = failure.options.cause;
   if (fault !== undefined)
     request.log.error(
-      { request_id: request.id, err: fault, code: failure.code },
+      { request_id: request.id, err: loggable(fault), code: failure.code },
       'the request could not be answered',
     );
   return sendProblem(request, reply, failure);

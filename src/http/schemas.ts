@@ -10,7 +10,7 @@ import {
   type Permission,
   SCOPE_PATTERN,
 } from '../domain/scope.ts';
-import { LABEL_PATTERN } from '../domain/token.ts';
+import { holdsToken, LABEL_PATTERN } from '../domain/token.ts';
 import { WORKSPACE_ID_PATTERN } from '../domain/workspace.ts';
 import type { Propagation } from '../verification/membership.ts';
 import { PROBLEM_TYPE, problemSchema } from './problem.ts';
@@ -27,6 +27,9 @@ const MAX_TEXT_LENGTH = 200;
 const LAST_TIME_MS = Date.UTC(9999, 11, 31, 23, 59, 59, 999);
 
 /** A text of a caller's own. NUL and unpaired surrogates are refused with the body; a query is checked here. */
+/** A token is shown once and never written anywhere, also not where somebody put it by mistake. */
+const HOLDS_TOKEN = 'must not hold a token';
+
 const text = (most: number) =>
   z
     .string()
@@ -35,11 +38,13 @@ const text = (most: number) =>
     .refine(
       (value) => value.isWellFormed() && !value.includes('\0'),
       'must hold no NUL and no unpaired surrogate',
-    );
+    )
+    .refine((value) => !holdsToken(value), HOLDS_TOKEN);
 
 export const workspaceId = z
   .string()
   .regex(WORKSPACE_ID_PATTERN, 'must be 1 to 100 of A-Z a-z 0-9 _ . : - and neither "." nor ".."')
+  .refine((value) => !holdsToken(value), HOLDS_TOKEN)
   .describe("The caller's own id of the tenant.");
 export const environment = z
   .string()
@@ -173,6 +178,7 @@ export const metadata = z
     (value) => typeof value === 'object' && value !== null && !Array.isArray(value),
     'must be a JSON object',
   )
+  .refine((value) => !holdsToken(JSON.stringify(value)), HOLDS_TOKEN)
   .meta({
     type: 'object',
     additionalProperties: true,

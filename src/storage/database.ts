@@ -127,8 +127,16 @@ function rethrow(error: unknown): never {
  */
 function isOutage(root: unknown, code: string): boolean {
   if (root instanceof pg.DatabaseError) return /^(08|53|57P0|57014|55P03|25006)/.test(code);
-  // Socket errors and pg's own timeouts are plain Errors; a TypeError and its like are faults of ours.
-  return root instanceof Error && root.constructor === Error;
+  // Socket errors and pg's own timeouts are plain Errors, or several for a host of several addresses; a TypeError and
+  // its like are faults of ours.
+  return root instanceof AggregateError || (root instanceof Error && root.constructor === Error);
+}
+
+/** An error that may be logged: what pg or drizzle threw quotes rows and parameters. */
+export function loggable(error: unknown): unknown {
+  return error instanceof DrizzleQueryError || rootOf(error) instanceof pg.DatabaseError
+    ? new StorageError(error)
+    : error;
 }
 
 /** drizzle wraps what pg threw. */

@@ -3,7 +3,7 @@ import fc from 'fast-check';
 import { describe, expect, test } from 'vitest';
 import { type KeyId, keyIdFromUuid } from '../../src/domain/key-id.ts';
 import { keySecret } from '../../src/domain/key-secret.ts';
-import { createTokenMint, hintOf, MAX_TOKEN_LENGTH } from '../../src/domain/token.ts';
+import { createTokenMint, hintOf, holdsToken, MAX_TOKEN_LENGTH } from '../../src/domain/token.ts';
 
 const ALPHABET = '0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz';
 const SECRET = 'the-first-secret-of-more-than-32-characters';
@@ -303,5 +303,31 @@ describe('KEY_SECRET', () => {
       keySecret(SECRET).derive(purpose).toString('hex'),
     );
     expect(new Set([...purposes, keySecret(SECRET).fingerprint.toString('hex')]).size).toBe(4);
+  });
+});
+
+describe('a text that holds a token', () => {
+  const token = mint.mint({ prefix: 'ck', environment: 'live', id: ID });
+
+  test.each([token, `key: ${token}`, `{"Authorization":"Bearer ${token}"}`, `${token}, ${token}`])(
+    'is found: %#',
+    (text) => {
+      expect(holdsToken(text)).toBe(true);
+    },
+  );
+
+  test.each([
+    '',
+    'ck_live_',
+    token.slice(0, -1),
+    `${token.slice(0, -1)}!`,
+    hintOf('ck_live_', token.slice(-4)),
+  ])('is not seen in what is none: %#', (text) => {
+    expect(holdsToken(text)).toBe(false);
+  });
+
+  test('is told from a text of the same form by its checksum', () => {
+    const last = token.endsWith('0') ? '1' : '0';
+    expect(holdsToken(token.slice(0, -1) + last)).toBe(false);
   });
 });

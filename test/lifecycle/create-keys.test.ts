@@ -181,6 +181,19 @@ describe('the members of a new key have bounds', () => {
     }
   });
 
+  test('no text holds a token, not even one that was put there by mistake', async () => {
+    const { token } = await app.createKey();
+    await expectRefused({ name: `was ${token}` }, 'name');
+    await expectRefused({ workspace_id: token }, 'workspace_id');
+    await expectRefused({ created_by: token }, 'created_by');
+    await expectRefused({ metadata: { nested: [token] } }, 'metadata');
+    await expectRefused({ metadata: { [token]: 1 } }, 'metadata');
+    const other = await app.createKey();
+    const revocation = await app.delete(`/v1/api-keys/${other.id}`, { reason: token });
+    expect(revocation.body).toMatchObject({ status: 400, errors: [{ path: 'reason' }] });
+    expect(revocation.text).not.toContain(token.slice(8, 28));
+  });
+
   test('scopes: at most 64 of at most 64 characters', async () => {
     const scopes = Array.from({ length: 65 }, (_, index) => `scope${index}`);
     await expectMade({ scopes: scopes.slice(0, 64) });

@@ -85,7 +85,9 @@ describe.each(['SIGTERM', 'SIGINT'] as const)('%s under load', (signal) => {
     const readiness = probes.outcomes.map((outcome) => (outcome.answered ? outcome.status : outcome.code));
     const firstRefusal = readiness.indexOf(503);
     expect(firstRefusal).toBeGreaterThan(0);
-    expect(new Set(readiness.slice(firstRefusal))).toEqual(new Set([503]));
+    // A probe that has been told may find the port closed, or be among the connections that closing it resets.
+    const told = readiness.slice(firstRefusal).filter((answer) => answer !== 'ECONNRESET');
+    expect(new Set(told)).toEqual(new Set([503]));
     expect(new Set(readiness.slice(0, firstRefusal))).toEqual(new Set([200]));
 
     // Each key that was answered is stored.
