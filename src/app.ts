@@ -94,10 +94,13 @@ export async function buildApp(dependencies: AppDependencies): Promise<FastifyIn
     else if (request.is404) answerUnknownRoute(request, reply).catch(done);
     else done();
   });
-  app.addHook('onResponse', (request, reply, done) => {
-    if (dependencies.logger.isLevelEnabled('info')) request.log.info(lineOf(request, reply), 'answered');
-    done();
-  });
+  // Fastify listens for the end of each response as soon as somebody waits for it.
+  if (dependencies.logger.isLevelEnabled('info')) {
+    app.addHook('onResponse', (request, reply, done) => {
+      request.log.info(lineOf(request, reply), 'answered');
+      done();
+    });
+  }
 
   await app.register(rateLimit, { global: false });
   const callers = createCallers(app, verifier, dependencies.limits);

@@ -5,36 +5,60 @@ const BASE = ALPHABET.length;
 const VALUES = new Uint8Array(128).fill(BASE);
 for (let value = 0; value < BASE; value++) VALUES[ALPHABET.charCodeAt(value)] = value;
 
-/** Writes big-endian `bytes` as `length` base62 characters, left-padded with `0`. */
+const CODES = Buffer.from(ALPHABET, 'latin1');
+
+/*
+ * Both ways reckon in words of 32 bits: a remainder below 62 before a word, and a word times 62, are exact as
+ * doubles. Every number of a token fills whole words.
+ */
+const WORD_BYTES = 4;
+const WORD = 2 ** 32;
+
+/** Writes big-endian `bytes`, a multiple of four, as `length` base62 characters, left-padded with `0`. */
 export function encodeBase62(bytes: Uint8Array, length: number): string {
-  const rest = Uint8Array.from(bytes);
-  let text = '';
-  for (let position = 0; position < length; position++) {
+  const words = wordsOf(bytes);
+  const text = Buffer.allocUnsafe(length);
+  for (let position = length - 1; position >= 0; position--) {
     let remainder = 0;
-    for (let index = 0; index < rest.length; index++) {
-      const dividend = remainder * 256 + (rest[index] ?? 0);
-      rest[index] = Math.floor(dividend / BASE);
+    for (let index = 0; index < words.length; index++) {
+      const dividend = remainder * WORD + (words[index] ?? 0);
+      words[index] = Math.floor(dividend / BASE);
       remainder = dividend % BASE;
     }
-    text = ALPHABET.charAt(remainder) + text;
+    text[position] = CODES[remainder] ?? 0;
   }
-  return text;
+  return text.toString('latin1');
 }
 
-/** Reads base62 `text` as `byteLength` big-endian bytes; `undefined` if a character or the value does not fit. */
+/**
+ * Reads base62 `text` as `byteLength` big-endian bytes, a multiple of four; `undefined` if a character or the value
+ * does not fit.
+ */
 export function decodeBase62(text: string, byteLength: number): Uint8Array | undefined {
-  const bytes = new Uint8Array(byteLength);
+  const words = new Uint32Array(byteLength / WORD_BYTES);
   for (let position = 0; position < text.length; position++) {
     let carry = VALUES[text.charCodeAt(position)] ?? BASE;
     if (carry === BASE) return undefined;
-    for (let index = byteLength - 1; index >= 0; index--) {
-      const product = (bytes[index] ?? 0) * BASE + carry;
-      bytes[index] = product & 0xff;
-      carry = product >>> 8;
+    for (let index = words.length - 1; index >= 0; index--) {
+      const product = (words[index] ?? 0) * BASE + carry;
+      carry = Math.floor(product / WORD);
+      words[index] = product - carry * WORD;
     }
     if (carry !== 0) return undefined;
   }
+  const bytes = new Uint8Array(byteLength);
+  const view = new DataView(bytes.buffer);
+  words.forEach((word, index) => {
+    view.setUint32(index * WORD_BYTES, word);
+  });
   return bytes;
+}
+
+function wordsOf(bytes: Uint8Array): Uint32Array {
+  const view = new DataView(bytes.buffer, bytes.byteOffset, bytes.byteLength);
+  const words = new Uint32Array(bytes.byteLength / WORD_BYTES);
+  for (let index = 0; index < words.length; index++) words[index] = view.getUint32(index * WORD_BYTES);
+  return words;
 }
 
 /**

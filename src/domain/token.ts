@@ -48,7 +48,7 @@ export function createTokenMint(
         `${prefix}_${environment}_` +
         encodeBase62(keyIdToBytes(id), ID_LENGTH) +
         randomBase62(SECRET_LENGTH, randomBytes);
-      const unchecked = untagged + tagOf(mintKeys[0], untagged);
+      const unchecked = untagged + encodeBase62(tagOf(mintKeys[0], untagged), TAG_LENGTH);
       return unchecked + checksumOf(unchecked);
     },
 
@@ -57,11 +57,9 @@ export function createTokenMint(
       const unchecked = token.slice(0, -CHECKSUM_LENGTH);
       if (checksumOf(unchecked) !== token.slice(-CHECKSUM_LENGTH)) return undefined;
       const untagged = unchecked.slice(0, -TAG_LENGTH);
-      const tag = Buffer.from(unchecked.slice(-TAG_LENGTH), 'latin1');
-      const genuine = mintKeys.some((key) =>
-        timingSafeEqual(Buffer.from(tagOf(key, untagged), 'latin1'), tag),
-      );
-      if (!genuine) return undefined;
+      const tag = decodeBase62(unchecked.slice(-TAG_LENGTH), TAG_BYTES);
+      if (tag === undefined || !mintKeys.some((key) => timingSafeEqual(tagOf(key, untagged), tag)))
+        return undefined;
       const id = decodeBase62(untagged.slice(-SECRET_LENGTH - ID_LENGTH, -SECRET_LENGTH), ID_BYTES);
       return id && keyIdFromBytes(id);
     },
@@ -83,8 +81,8 @@ export function hintOf(prefix: string, lastCharacters: string): string {
   return `${prefix}…${lastCharacters}`;
 }
 
-function tagOf(mintKey: Uint8Array, untagged: string): string {
-  return encodeBase62(hmacSha256(mintKey, untagged).subarray(0, TAG_BYTES), TAG_LENGTH);
+function tagOf(mintKey: Uint8Array, untagged: string): Uint8Array {
+  return hmacSha256(mintKey, untagged).subarray(0, TAG_BYTES);
 }
 
 function checksumOf(unchecked: string): string {

@@ -9,7 +9,7 @@ const MAX_DEPTH = 32;
 /** Replaces Fastify's parsers, whose leniency and error texts are not the contract's, by one for JSON. */
 export function registerJsonBody(app: FastifyInstance): void {
   app.removeAllContentTypeParsers();
-  app.addHook('preParsing', async (request) => {
+  app.addHook('preParsing', (request, _reply, _payload, done) => {
     const {
       'content-encoding': coding,
       'content-length': length,
@@ -18,7 +18,9 @@ export function registerJsonBody(app: FastifyInstance): void {
     // RFC 9110 §8.4: a body in a coding that is not undone must not be taken for what it codes.
     const hasBody = transfer !== undefined || (length !== undefined && length !== '0');
     if (hasBody && coding !== undefined && coding.toLowerCase() !== 'identity') {
-      throw new Failure('unsupported_media_type', 'Send the body without a Content-Encoding.');
+      done(new Failure('unsupported_media_type', 'Send the body without a Content-Encoding.'));
+    } else {
+      done();
     }
   });
   app.addContentTypeParser(
@@ -26,7 +28,7 @@ export function registerJsonBody(app: FastifyInstance): void {
     { parseAs: 'buffer' },
     (_request, body, done) => {
       try {
-        done(null, parseJson(Buffer.from(body)));
+        done(null, parseJson(Buffer.isBuffer(body) ? body : Buffer.from(body)));
       } catch (error) {
         done(error instanceof Error ? error : new Error('unreadable body'));
       }

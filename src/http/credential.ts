@@ -6,6 +6,8 @@ export type Credential =
 
 const ABSENT: Credential = { kind: 'absent' };
 const AMBIGUOUS: Credential = { kind: 'ambiguous' };
+const AUTHORIZATION = 'authorization';
+const X_API_KEY = 'x-api-key';
 const BEARER = /^bearer +(\S+)$/i;
 
 /**
@@ -18,9 +20,10 @@ export function readCredential(rawHeaders: readonly string[]): Credential {
   let token: string | undefined;
   let authorizations = 0;
   for (let index = 0; index < rawHeaders.length; index += 2) {
-    const name = rawHeaders[index]?.toLowerCase();
-    const isAuthorization = name === 'authorization';
-    if (!isAuthorization && name !== 'x-api-key') continue;
+    const name = rawHeaders[index] ?? '';
+    // Most headers are told apart by their length, without a copy in lower case.
+    const isAuthorization = name.length === AUTHORIZATION.length && name.toLowerCase() === AUTHORIZATION;
+    if (!isAuthorization && !(name.length === X_API_KEY.length && name.toLowerCase() === X_API_KEY)) continue;
     if (isAuthorization && ++authorizations > 1) return AMBIGUOUS;
     const value = (rawHeaders[index + 1] ?? '').trim();
     // Another scheme than Bearer holds no service key, and the empty string is none.
