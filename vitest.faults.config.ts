@@ -5,6 +5,7 @@ export default defineConfig({
   test: {
     include: ['test/**/*.faults.ts'],
     fileParallelism: false,
+    maxConcurrency: 2,
     testTimeout: 600_000,
     hookTimeout: 120_000,
     // What runs long tells how far it is.

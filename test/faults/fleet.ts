@@ -174,6 +174,7 @@ export async function startFleet({
           keys.set(data.id, ALL_SCOPES);
           return { id: data.id, token: data.key, workspace };
         }
+        if (instance.crash !== undefined) throw new Error(instance.crash);
         if (reply.kind === 'answer' && reply.status !== 503)
           throw new Error(`no key: ${reply.status} ${reply.text}`);
         await sleep(50);

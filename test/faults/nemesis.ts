@@ -22,7 +22,7 @@ export type Fault = (theatre: Theatre) => Promise<void>;
 
 /** Up to well past a lease of one second and the fence before it. */
 const SHORT_MS = 100;
-const LONG_MS = 1_800;
+const LONG_MS = 1_600;
 
 /** Every fault, by the name that a violation's report shows. */
 export const FAULTS: Readonly<Record<string, Fault>> = {
@@ -129,6 +129,21 @@ export const FAULTS: Readonly<Record<string, Fault>> = {
       await fleet.queue(victim, keys);
       victim.wake();
       await sleep(random.between(0, 300));
+      victim.proxy.deliver();
+    });
+  },
+
+  /** Loads under way hear nothing of what changes, and land when their instance has joined under another id. */
+  async loadHeld({ fleet, random, victim }) {
+    await during(fleet, victim, 'a load held', async () => {
+      const former = victim.registeredAs;
+      await Promise.race([victim.proxy.holdAnswersTo('"api_keys"'), sleep(1_000)]);
+      const deliver = victim.proxy.stall({ kind: 'listener' });
+      await sleep(random.between(LONG_MS, 2 * LONG_MS));
+      deliver();
+      const waitUntil = performance.now() + 2_000;
+      while (victim.registeredAs === former && performance.now() < waitUntil) await sleep(10);
+      await sleep(random.between(50, 300));
       victim.proxy.deliver();
     });
   },

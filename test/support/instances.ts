@@ -20,6 +20,8 @@ export interface Instance {
   readonly pid: number;
   /** The id of its row in `instances`, as last registered. */
   readonly registeredAs: string | undefined;
+  /** How it ended of its own accord, which no fault excuses; `undefined` while it never did. */
+  readonly crash: string | undefined;
   /** The end of what it logged, over all its lives. */
   log(): string;
   /** SIGSTOP, and SIGCONT. */
@@ -57,6 +59,8 @@ export async function startInstance(options: InstanceOptions): Promise<Instance>
   let output = '';
   let port = 0;
   let child: ChildProcess;
+  let isEnding = false;
+  let crash: string | undefined;
 
   async function start(): Promise<void> {
     const started = spawn(process.execPath, [MAIN, ...broken], {
@@ -81,6 +85,8 @@ export async function startInstance(options: InstanceOptions): Promise<Instance>
 
   /** Collects what it prints; answers its port once that is told. */
   function listening(started: ChildProcess): Promise<number> {
+    let hasListened = false;
+    isEnding = false;
     return new Promise((resolve, reject) => {
       const fail = (why: string) => reject(new Error(`${name} ${why}: ${output.slice(-2_000)}`));
       const timer = setTimeout(() => fail('does not listen'), START_WITHIN_MS);
@@ -90,12 +96,14 @@ export async function startInstance(options: InstanceOptions): Promise<Instance>
           const told = /listens on http:\/\/[^:]+:(\d+)/.exec(chunk)?.[1];
           if (told === undefined) return;
           clearTimeout(timer);
+          hasListened = true;
           resolve(Number(told));
         });
       }
       started.once('exit', (code, signal) => {
         clearTimeout(timer);
         output += `\n-- ended: ${signal ?? code}\n`;
+        if (hasListened && !isEnding) crash = `${name} ended of itself (${signal ?? code}):\n${output}`;
         fail('ended');
       });
     });
@@ -104,6 +112,7 @@ export async function startInstance(options: InstanceOptions): Promise<Instance>
   async function kill(): Promise<void> {
     if (child.exitCode !== null || child.signalCode !== null) return;
     const ended = once(child, 'exit');
+    isEnding = true;
     child.kill('SIGKILL');
     await ended;
   }
@@ -126,6 +135,9 @@ export async function startInstance(options: InstanceOptions): Promise<Instance>
     get registeredAs() {
       return registeredAs;
     },
+    get crash() {
+      return crash;
+    },
     log: () => output,
     stop: () => void child.kill('SIGSTOP'),
     wake: () => void child.kill('SIGCONT'),
@@ -133,6 +145,7 @@ export async function startInstance(options: InstanceOptions): Promise<Instance>
     restart: start,
     async drain() {
       const ended = once(child, 'exit');
+      isEnding = true;
       child.kill('SIGTERM');
       const [code, signal] = await ended;
       return code ?? signal;
