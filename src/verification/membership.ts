@@ -178,6 +178,8 @@ export function createMembership(options: MembershipOptions): Membership {
    * what is released is forgotten at the next look.
    */
   const seenFenced = new Map<string, number>();
+  /** Changes of this instance's own that it has dropped, and has not heard of yet. */
+  const droppedOwn = new Set<string>();
   let registration: Registration | undefined;
   let clock:
     | { readonly databaseMs: number; readonly monotonicMs: number; readonly tookMs: number }
@@ -207,8 +209,10 @@ export function createMembership(options: MembershipOptions): Membership {
     function hearChange(payload: string): void {
       const change = readChange(payload);
       if (change === undefined) return;
-      memory.invalidate(change.subject);
       observer.changeHeard();
+      // Dropped already, right after its COMMIT: what was loaded since is new, and stays.
+      if (droppedOwn.delete(change.id)) return;
+      memory.invalidate(change.subject);
       // A change of this instance's own waits for the others alone.
       if (change.waiter === id) return;
       // Dropped first, acknowledged then; what one turn of the event loop brought, or the time of the statement
@@ -277,6 +281,7 @@ export function createMembership(options: MembershipOptions): Membership {
 
   function enter(joined: Registration): void {
     registration = joined;
+    droppedOwn.clear();
     observer.registered();
   }
 
@@ -284,6 +289,7 @@ export function createMembership(options: MembershipOptions): Membership {
   function leave(reason: 'fenced' | 'lapsed' | 'listener' | 'drain'): void {
     registration = undefined;
     memory.forget();
+    droppedOwn.clear();
     observer.left(reason);
   }
 
@@ -399,6 +405,7 @@ export function createMembership(options: MembershipOptions): Membership {
   async function confirm(change: Change, waiter: Waiter): Promise<Propagation> {
     const startedAt = monotonic();
     memory.invalidate(change.subject);
+    droppedOwn.add(change.id);
     const unreleased = await patiently(() => database.read(listUnreleased));
     seeFences(unreleased);
     const members = broken.has('fence') ? unreleased.filter((member) => !member.fenced) : unreleased;

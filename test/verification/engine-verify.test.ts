@@ -93,6 +93,17 @@ describe('memory', () => {
     expect(engine.count('proved argon2')).toBe(4);
   });
 
+  test('keeps what it has loaded since its own change when it hears of that change at last', async () => {
+    const engine = await joinedEngine(await databaseOfTest());
+    const { key, token } = await engine.createKey();
+    await engine.verify(token);
+    const heard = engine.count('changeHeard');
+    await engine.touch({ kind: 'key', id: key.id });
+    await engine.verify(token);
+    await expect.poll(() => engine.count('changeHeard')).toBe(heard + 1);
+    expect(engine.verify(token)).toMatchObject({ active: true });
+  });
+
   test.each(['key', 'workspace'] as const)(
     'keeps nothing that a load read before a change of its %s',
     async (kind) => {
