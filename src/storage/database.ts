@@ -25,6 +25,8 @@ export interface DatabaseOptions {
 
 /** Waiting longer than this for a connection is a database that cannot be reached. */
 const CONNECT_TIMEOUT_MS = 5_000;
+/** How long a transaction of ours may be silent: an instance that stops within one must not keep its locks. */
+const SILENCE_TIMEOUT_MS = 5_000;
 const RETRY_AFTER_SECONDS = 1;
 /** Of a connection that does not even take this back in time, nothing more is expected. */
 const ROLLBACK: pg.QueryConfig & { query_timeout: number } = { text: 'ROLLBACK', query_timeout: 1_000 };
@@ -80,7 +82,7 @@ export function createDatabase(options: DatabaseOptions): Database {
         // One round trip. SET LOCAL rather than start-up parameters: a transaction pooler passes it on.
         await client
           .query(
-            `BEGIN; SET LOCAL synchronous_commit = on; SET LOCAL statement_timeout = ${STATEMENT_TIMEOUT_MS}`,
+            `BEGIN; SET LOCAL synchronous_commit = on; SET LOCAL statement_timeout = ${STATEMENT_TIMEOUT_MS}; SET LOCAL idle_in_transaction_session_timeout = ${SILENCE_TIMEOUT_MS}`,
           )
           .catch(rethrow);
         const result = await run(drizzle(client));
@@ -123,10 +125,10 @@ function rethrow(error: unknown): never {
 
 /**
  * Whether the database is at fault: connection exceptions (class 08), too little of something (53), shutdown,
- * start-up and failover (57P0x, 25006), a timeout of ours (57014, 55P03), and every fault of the way there.
+ * start-up and failover (57P0x, 25006), a timeout of ours (57014, 55P03, 25P03), and every fault of the way there.
  */
 function isOutage(root: unknown, code: string): boolean {
-  if (root instanceof pg.DatabaseError) return /^(08|53|57P0|57014|55P03|25006)/.test(code);
+  if (root instanceof pg.DatabaseError) return /^(08|53|57P0|57014|55P03|25006|25P03)/.test(code);
   // Socket errors and pg's own timeouts are plain Errors, or several for a host of several addresses; a TypeError and
   // its like are faults of ours.
   return root instanceof AggregateError || (root instanceof Error && root.constructor === Error);
