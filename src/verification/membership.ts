@@ -178,8 +178,11 @@ export function createMembership(options: MembershipOptions): Membership {
    * what is released is forgotten at the next look.
    */
   const seenFenced = new Map<string, number>();
-  /** Changes of this instance's own that it has dropped, and has not heard of yet. */
-  const droppedOwn = new Set<string>();
+  /**
+   * Changes of this instance's own that it has dropped and not heard of yet, or the other way round: who comes second
+   * takes the entry away, and what was loaded since a change was dropped is not thrown away for having heard of it.
+   */
+  const own = new Map<string, 'dropped' | 'heard'>();
   let registration: Registration | undefined;
   let clock:
     | { readonly databaseMs: number; readonly monotonicMs: number; readonly tookMs: number }
@@ -211,8 +214,12 @@ export function createMembership(options: MembershipOptions): Membership {
       if (change === undefined) return;
       observer.changeHeard();
       // Dropped already, right after its COMMIT: what was loaded since is new, and stays.
-      if (droppedOwn.delete(change.id)) return;
+      if (own.get(change.id) === 'dropped') {
+        own.delete(change.id);
+        return;
+      }
       memory.invalidate(change.subject);
+      if (waiters.has(change.id)) own.set(change.id, 'heard');
       // A change of this instance's own waits for the others alone.
       if (change.waiter === id) return;
       // Dropped first, acknowledged then; what one turn of the event loop brought, or the time of the statement
@@ -281,7 +288,7 @@ export function createMembership(options: MembershipOptions): Membership {
 
   function enter(joined: Registration): void {
     registration = joined;
-    droppedOwn.clear();
+    own.clear();
     observer.registered();
   }
 
@@ -289,7 +296,7 @@ export function createMembership(options: MembershipOptions): Membership {
   function leave(reason: 'fenced' | 'lapsed' | 'listener' | 'drain'): void {
     registration = undefined;
     memory.forget();
-    droppedOwn.clear();
+    own.clear();
     observer.left(reason);
   }
 
@@ -405,7 +412,8 @@ export function createMembership(options: MembershipOptions): Membership {
   async function confirm(change: Change, waiter: Waiter): Promise<Propagation> {
     const startedAt = monotonic();
     memory.invalidate(change.subject);
-    droppedOwn.add(change.id);
+    if (own.get(change.id) === 'heard') own.delete(change.id);
+    else own.set(change.id, 'dropped');
     const unreleased = await patiently(() => database.read(listUnreleased));
     seeFences(unreleased);
     const members = broken.has('fence') ? unreleased.filter((member) => !member.fenced) : unreleased;
@@ -571,6 +579,8 @@ export function createMembership(options: MembershipOptions): Membership {
         return { result, propagation: await confirm(change, waiter) };
       } finally {
         waiters.delete(changeId);
+        // Heard of, but not committed; or notified a second time while it waited.
+        if (own.get(changeId) === 'heard') own.delete(changeId);
       }
     },
 
