@@ -2,7 +2,7 @@ import type { FastifyInstance } from 'fastify';
 import pino from 'pino';
 import { buildApp } from './app.ts';
 import { readConfig } from './config.ts';
-import { readVersion } from './server.ts';
+import { appSettings } from './server.ts';
 
 /** The OpenAPI document as YAML: the committed openapi.yaml, and what `claviger openapi` prints. */
 export async function writeDocument(): Promise<string> {
@@ -16,7 +16,6 @@ export async function readDocument(): Promise<object> {
 
 /** The routes alone: no database, no secret, no setting but the defaults. */
 async function withApp<T>(look: (app: FastifyInstance) => T): Promise<T> {
-  const config = readConfig({});
   const app = await buildApp({
     logger: pino({ level: 'silent' }),
     database: unused(),
@@ -24,14 +23,7 @@ async function withApp<T>(look: (app: FastifyInstance) => T): Promise<T> {
     lifecycle: unused(),
     cursors: unused(),
     readiness: unused(),
-    limits: {
-      callerPerMinute: config.CALLER_RATE_LIMIT,
-      introspectPerMinute: config.INTROSPECT_RATE_LIMIT,
-      failedPerMinute: config.FAILED_AUTH_RATE_LIMIT,
-    },
-    rotationDueDays: config.ROTATION_DUE_DAYS,
-    trustedProxies: config.TRUSTED_PROXY_CIDRS,
-    version: readVersion(),
+    ...appSettings(readConfig({})),
     metrics: unused(),
     isClosing: () => false,
   });

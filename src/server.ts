@@ -49,6 +49,22 @@ export interface Phase {
   closing: boolean;
 }
 
+/** What the HTTP service takes from the settings alone. */
+export function appSettings(
+  config: Config,
+): Pick<AppDependencies, 'limits' | 'rotationDueDays' | 'trustedProxies' | 'version'> {
+  return {
+    limits: {
+      callerPerMinute: config.CALLER_RATE_LIMIT,
+      introspectPerMinute: config.INTROSPECT_RATE_LIMIT,
+      failedPerMinute: config.FAILED_AUTH_RATE_LIMIT,
+    },
+    rotationDueDays: config.ROTATION_DUE_DAYS,
+    trustedProxies: config.TRUSTED_PROXY_CIDRS,
+    version: readVersion(),
+  };
+}
+
 /** What the HTTP service needs, from what was opened for it. */
 export function appDependencies(
   core: Core,
@@ -68,14 +84,7 @@ export function appDependencies(
         return { leaseAgeMs: core.membership.leaseAgeMs() ?? null };
       },
     },
-    limits: {
-      callerPerMinute: config.CALLER_RATE_LIMIT,
-      introspectPerMinute: config.INTROSPECT_RATE_LIMIT,
-      failedPerMinute: config.FAILED_AUTH_RATE_LIMIT,
-    },
-    rotationDueDays: config.ROTATION_DUE_DAYS,
-    trustedProxies: config.TRUSTED_PROXY_CIDRS,
-    version: readVersion(),
+    ...appSettings(config),
     metrics: config.METRICS_ENABLED ? metrics : undefined,
     isClosing: () => phase.closing,
   };
