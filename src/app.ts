@@ -26,6 +26,7 @@ import { requestIdOf } from './http/request-id.ts';
 import { validatorCompiler } from './http/validation.ts';
 import { registerWorkspaceRoutes } from './http/workspaces.ts';
 import type { KeyLifecycle } from './lifecycle/keys.ts';
+import type { Recorder } from './recording/recorder.ts';
 import type { Database } from './storage/database.ts';
 import type { Verifier } from './verification/verifier.ts';
 
@@ -34,6 +35,7 @@ export interface AppDependencies {
   readonly database: Database;
   readonly verifier: Verifier;
   readonly lifecycle: KeyLifecycle;
+  readonly recorder: Recorder;
   readonly cursors: CursorCodec;
   readonly readiness: Readiness;
   readonly limits: CallerLimits;
@@ -56,7 +58,7 @@ const REQUEST_TIMEOUT_MS = 30_000;
 /** The HTTP service over what it is given. It opens nothing: no socket, no connection, no file. */
 export async function buildApp(dependencies: AppDependencies): Promise<FastifyInstance> {
   const loggerInstance: FastifyBaseLogger = dependencies.logger;
-  const { verifier, lifecycle, database, cursors, rotationDueDays, isClosing } = dependencies;
+  const { verifier, lifecycle, recorder, database, cursors, rotationDueDays, isClosing } = dependencies;
   const app: FastifyInstance = Fastify({
     loggerInstance,
     // One logger for all: the lines that tell of a request name its id themselves.
@@ -103,7 +105,7 @@ export async function buildApp(dependencies: AppDependencies): Promise<FastifyIn
   }
 
   await app.register(rateLimit, { global: false });
-  const callers = createCallers(app, verifier, dependencies.limits);
+  const callers = createCallers(app, { verifier, recorder }, dependencies.limits);
   const answerUnknownRoute = async (request: FastifyRequest, reply: FastifyReply): Promise<FastifyReply> => {
     await callers.countUnknownRoute(request, reply);
     return sendProblem(request, reply, new Failure('not_found', 'There is no such route.'));
@@ -113,7 +115,7 @@ export async function buildApp(dependencies: AppDependencies): Promise<FastifyIn
   await collectDocument(app, dependencies);
   registerKeyRoutes({ callers, lifecycle, database, cursors, rotationDueDays });
   registerWorkspaceRoutes({ callers, lifecycle });
-  registerIntrospectRoute({ callers, verifier });
+  registerIntrospectRoute({ callers, verifier, recorder });
   registerMeRoute({ callers });
   registerHealthRoutes(app, dependencies);
   if (dependencies.metrics !== undefined) registerMetricsRoute(app, dependencies.metrics);

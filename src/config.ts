@@ -71,6 +71,12 @@ export const SETTINGS = {
     range: '`on` or `off`',
     purpose: 'Whether instances share, through the database, which secrets were verified.',
   },
+  RECORDING: {
+    schema: onOff().default(true),
+    default: 'on',
+    range: '`on` or `off`',
+    purpose: 'Whether introspections are recorded: usage, last use, request logs. Usage reports always are.',
+  },
   KEY_PREFIX: {
     schema: label().default('ck'),
     default: 'ck',

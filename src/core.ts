@@ -4,6 +4,7 @@ import { type KeyPurpose, type KeySecret, keySecret } from './domain/key-secret.
 import { createTokenMint } from './domain/token.ts';
 import { openEmbeddedPostgres } from './embedded-postgres.ts';
 import { createKeyLifecycle, type KeyLifecycle } from './lifecycle/keys.ts';
+import { createRecorder, type Recorder } from './recording/recorder.ts';
 import { createDatabase, type Database } from './storage/database.ts';
 import { countUncoveredSecrets, storeSecret } from './storage/key-secrets.ts';
 import { migrateDatabase } from './storage/migrations.ts';
@@ -29,12 +30,17 @@ export interface Core {
   readonly hasher: SecretHasher;
   readonly verifier: Verifier;
   readonly lifecycle: KeyLifecycle;
+  readonly recorder: Recorder;
   /** Keys of one purpose, derived from each secret, newest first. */
   deriveKeys(purpose: KeyPurpose): readonly [Buffer, ...Buffer[]];
   /** Where the embedded database keeps its files, if that is not the folder asked for. */
   readonly movedTo: string | undefined;
-  close(): Promise<void>;
+  /** @param flushWithinMs how long it may take to write what the recorder still has. */
+  close(flushWithinMs?: number): Promise<void>;
 }
+
+/** How long the recorder may take at the end, where nobody said otherwise. */
+const FLUSH_WITHIN_MS = 2_000;
 
 export interface CoreOptions {
   /**
@@ -63,8 +69,8 @@ export async function openCore(config: Config, options: CoreOptions): Promise<Co
     return {
       ...core,
       movedTo: embedded?.moved === true ? embedded.folder : undefined,
-      async close() {
-        await core.close();
+      async close(flushWithinMs) {
+        await core.close(flushWithinMs);
         await embedded?.stop();
       },
     };
@@ -98,7 +104,10 @@ async function assemble(
     report,
     broken,
   });
-  const close = async () => {
+  const recorder = createRecorder({ database, keepers: [], isOn: config.RECORDING });
+  const close = async (flushWithinMs = FLUSH_WITHIN_MS) => {
+    // Before the lease goes: as long as others count on this instance, it has told what it did.
+    await recorder.close(flushWithinMs);
     await membership.close();
     await database.close();
   };
@@ -133,7 +142,7 @@ async function assemble(
     const memoKey = config.VERIFICATION_MEMO ? minting.derive('memo') : undefined;
     const verifier = createVerifier({ database, mint, hasher, cache, lease: membership, memoKey, observer });
     if (role === 'service') await membership.start();
-    return { database, membership, cache, hasher, verifier, lifecycle, deriveKeys, close };
+    return { database, membership, cache, hasher, verifier, lifecycle, recorder, deriveKeys, close };
   } catch (error) {
     await close();
     throw error;

@@ -21,6 +21,7 @@ async function withApp<T>(look: (app: FastifyInstance) => T): Promise<T> {
     database: unused(),
     verifier: unused(),
     lifecycle: unused(),
+    recorder: unused(),
     cursors: unused(),
     readiness: unused(),
     ...appSettings(readConfig({})),

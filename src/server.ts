@@ -27,6 +27,10 @@ const DRAIN_ANSWERS_MS = 4_000;
 const DRAIN_LAST_WORDS_MS = 200;
 /** SIGTERM to exit, at most (contract §9: 10 s). */
 const DRAIN_LIMIT_MS = 9_000;
+/** What leaving takes after the recorder has written: the goodbye, the pool. */
+const DRAIN_GOODBYE_MS = 1_800;
+/** What the recorder has in any case. */
+const DRAIN_FLUSH_MS = 500;
 
 export function readVersion(): string {
   const manifest: unknown = JSON.parse(readFileSync(new URL('../package.json', import.meta.url), 'utf8'));
@@ -76,6 +80,7 @@ export function appDependencies(
     database: core.database,
     verifier: core.verifier,
     lifecycle: core.lifecycle,
+    recorder: core.recorder,
     cursors: createCursorCodec(core.deriveKeys('cursor')),
     readiness: {
       async check() {
@@ -120,8 +125,9 @@ export async function serve(config: Config, options: Pick<CoreOptions, 'broken'>
   closeWithGrace({ delay: DRAIN_LIMIT_MS, logger: false }, async ({ signal, err }) => {
     if (err !== undefined) logger.fatal({ err: loggable(err) }, 'stopping after a fault');
     else logger.info({ signal }, 'draining');
+    const flushUntil = performance.now() + DRAIN_LIMIT_MS - DRAIN_GOODBYE_MS;
     await drain(running, { phase, connections, membership: core.membership });
-    await core.close();
+    await core.close(Math.max(DRAIN_FLUSH_MS, flushUntil - performance.now()));
     logger.info('stopped');
   });
   // Only now: who reads that it listens may send a signal at once.

@@ -26,6 +26,7 @@ const CASES: Readonly<Record<string, { accepted: readonly string[]; refused: rea
   LEASE_SECONDS: { accepted: ['1', '300'], refused: ['0', '301'] },
   CACHED_KEYS: { accepted: ['1', '10000000'], refused: ['0', '10000001', '10000000000'] },
   VERIFICATION_MEMO: { accepted: ['on', 'off'], refused: ['ON', 'true', '1'] },
+  RECORDING: { accepted: ['on', 'off'], refused: ['ON', 'true', '1'] },
   KEY_PREFIX: {
     accepted: ['c', 'ck', 'a234567890123456'],
     refused: ['C', '1k', 'c_k', 'a2345678901234567', 'ck '],

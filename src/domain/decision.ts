@@ -34,11 +34,32 @@ export interface Question {
   readonly request?: RequestFacts | undefined;
 }
 
-export type Refusal = { readonly active: false; readonly code: RefusalCode; readonly detail: string };
-export type Decision = { readonly active: true; readonly record: KeyRecord } | Refusal;
+export interface Refusal {
+  readonly active: false;
+  readonly code: RefusalCode;
+  readonly detail: string;
+  /** The genuine key that was refused. `invalid` is nobody's, and has neither this nor a time. */
+  readonly record: KeyRecord | undefined;
+  /** The database time that it was judged by, in milliseconds. */
+  readonly nowMs: number | undefined;
+}
+
+export interface Allowance {
+  readonly active: true;
+  readonly record: KeyRecord;
+  /** The database time that it was judged by, in milliseconds. */
+  readonly nowMs: number;
+}
+
+export type Decision = Allowance | Refusal;
 
 export function refuse(code: RefusalCode, detail: string): Refusal {
-  return { active: false, code, detail };
+  return { active: false, code, detail, record: undefined, nowMs: undefined };
+}
+
+/** The same refusal, of this key at this time: what is recorded of it (recording/recorder.ts). */
+export function refuseKey({ code, detail }: Refusal, record: KeyRecord, nowMs: number): Refusal {
+  return { active: false, code, detail, record, nowMs };
 }
 
 /** One answer for a string that we did not mint, an unknown key, a wrong secret and a foreign workspace: nothing can be probed. */
@@ -73,8 +94,13 @@ export function isVisible(key: Key, question: Question): boolean {
  * @param nowMs database time in milliseconds.
  */
 export function decide(record: KeyRecord, question: Question, nowMs: number): Decision {
+  if (!isVisible(record.key, question)) return INVALID;
+  const refusal = refusalOf(record, question, nowMs);
+  return refusal === undefined ? { active: true, record, nowMs } : refuseKey(refusal, record, nowMs);
+}
+
+function refusalOf(record: KeyRecord, question: Question, nowMs: number): Refusal | undefined {
   const { key } = record;
-  if (!isVisible(key, question)) return INVALID;
   const unproved = refuseUnproved(key, nowMs);
   if (unproved !== undefined) return unproved;
 
@@ -92,7 +118,7 @@ export function decide(record: KeyRecord, question: Question, nowMs: number): De
       return refuse('insufficient_scope', `The key lacks the scope "${scope}".`);
     }
   }
-  return { active: true, record };
+  return undefined;
 }
 
 function isoDate(timeMs: number): string {

@@ -2,6 +2,7 @@ import type { FastifyInstance, FastifyReply, FastifyRequest } from 'fastify';
 import type { Caller } from '../domain/caller.ts';
 import { Failure } from '../domain/errors.ts';
 import { type Permission, permits } from '../domain/scope.ts';
+import type { Recorder } from '../recording/recorder.ts';
 import type { Authentication, Soon, Verifier } from '../verification/verifier.ts';
 import { addressBlockOf, addressOf } from './address.ts';
 import { readCredential } from './credential.ts';
@@ -44,7 +45,11 @@ const MINUTE_MS = 60_000;
 const LIMIT_HEADERS = ['x-ratelimit-limit', 'x-ratelimit-remaining', 'x-ratelimit-reset'] as const;
 
 /** Caller authentication: before the body is read, so that strangers learn nothing of what a body should look like. */
-export function createCallers(app: FastifyInstance, verifier: Verifier, limits: CallerLimits): Callers {
+export function createCallers(
+  app: FastifyInstance,
+  { verifier, recorder }: { verifier: Verifier; recorder: Recorder },
+  limits: CallerLimits,
+): Callers {
   app.decorateRequest('caller', null);
   const byCaller = (max: number | null) =>
     max === null
@@ -78,11 +83,13 @@ export function createCallers(app: FastifyInstance, verifier: Verifier, limits: 
       throw new Failure('invalid_request', 'Send one service key, in Authorization: Bearer or in X-Api-Key.');
     }
     if (credential.kind === 'absent') return refuseStranger(request, reply, NO_CREDENTIAL);
-    const found = verifier.authenticate(credential.token, () => addressOf(request));
+    const address = () => addressOf(request);
+    const found = verifier.authenticate(credential.token, address);
     const goOn = (authentication: Authentication): Soon<void> => {
       if (!authentication.authenticated)
         return refuseStranger(request, reply, REFUSED_CREDENTIAL[authentication.because]);
       request.caller = authentication.caller;
+      recorder.called(authentication.caller, address);
       if (limit === undefined) return refuseUnpermitted(authentication.caller, permission);
       // Before the permission: a request that is refused costs as much as any.
       return spend(limit, request, reply).then(() => refuseUnpermitted(authentication.caller, permission));

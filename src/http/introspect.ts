@@ -1,9 +1,11 @@
-import type { FastifyInstance } from 'fastify';
+import type { FastifyInstance, FastifyRequest } from 'fastify';
 import { z } from 'zod';
 import { type Caller, reaches } from '../domain/caller.ts';
 import { type Decision, type Question, REFUSALS } from '../domain/decision.ts';
 import { Failure, invalidInput } from '../domain/errors.ts';
+import type { RequestFacts } from '../domain/restriction.ts';
 import { foreignWorkspace } from '../lifecycle/keys.ts';
+import type { Recorder } from '../recording/recorder.ts';
 import type { Soon, Verifier } from '../verification/verifier.ts';
 import { checkText } from './body.ts';
 import { type Callers, callerOf } from './callers.ts';
@@ -111,10 +113,24 @@ type StandardAnswer = z.input<typeof standardOutput>;
 export function registerIntrospectRoute({
   callers,
   verifier,
+  recorder,
 }: {
   callers: Callers;
   verifier: Verifier;
+  recorder: Recorder;
 }): void {
+  /** Has the verdict recorded, and answers it: at once where there is nothing to wait for. */
+  function conclude<Answer>(
+    soon: Soon<Decision>,
+    answerOf: (decision: Decision) => Answer,
+    request: FastifyRequest,
+    facts: RequestFacts | undefined,
+  ): Soon<Answer> {
+    if (soon instanceof Promise) return soon.then((decision) => conclude(decision, answerOf, request, facts));
+    recorder.introspected(soon, facts, request);
+    return answerOf(soon);
+  }
+
   callers.scope('introspect', 'introspection', (plain) => {
     registerFormBody(plain);
     plain.post(
@@ -143,14 +159,12 @@ export function registerIntrospectRoute({
         const caller = callerOf(request);
         if (request.mediaType === FORM) {
           const { token } = parseInput(formBody, request.body);
-          return then(
-            verifier.verify(token, { visibleWorkspaces: caller.allowedWorkspaces }),
-            standardAnswer,
-          );
+          const question = { visibleWorkspaces: caller.allowedWorkspaces };
+          return conclude(verifier.verify(token, question), standardAnswer, request, undefined);
         }
         if (request.mediaType !== JSON_TYPE) throw wrongMediaType(request.body);
         const { token, question } = questionOf(parseInput(jsonBody, request.body), caller);
-        return then(verifier.verify(token, question), jsonAnswer);
+        return conclude(verifier.verify(token, question), jsonAnswer, request, question.request);
       },
     );
   });
@@ -173,11 +187,6 @@ function questionOf(body: z.output<typeof jsonBody>, caller: Caller): { token: s
     token,
     question: { visibleWorkspaces: caller.allowedWorkspaces, scopes, workspaceId, environment, request },
   };
-}
-
-/** Goes on at once where there is nothing to wait for. */
-function then<T, R>(soon: Soon<T>, goOn: (value: T) => R): Soon<R> {
-  return soon instanceof Promise ? soon.then(goOn) : goOn(soon);
 }
 
 function registerFormBody(app: FastifyInstance): void {

@@ -89,7 +89,7 @@ describe('the status of a key', () => {
 describe('the decision', () => {
   test('allows what passes every check, and gives the record', () => {
     const record = recordOf();
-    expect(decide(record, QUESTION, NOW)).toEqual({ active: true, record });
+    expect(decide(record, QUESTION, NOW)).toEqual({ active: true, record, nowMs: NOW });
   });
 
   test('has the statuses of the contract', () => {
