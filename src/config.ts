@@ -107,6 +107,13 @@ export const SETTINGS = {
     range: '1–3650',
     purpose: 'The age at which a key is due for rotation.',
   },
+  CATALOGUE_UNMATCHED: {
+    schema: z.enum(['refuse', 'allow'], 'must be refuse or allow').default('refuse'),
+    default: 'refuse',
+    range: '`refuse` or `allow`',
+    purpose:
+      'What becomes of a method and path that no scope grants, once some scope of the catalogue grants any.',
+  },
   CALLER_RATE_LIMIT: {
     schema: perMinute().prefault('6000'),
     default: '6000',

@@ -8,7 +8,14 @@ import { createRecorder, type Recorder } from './recording/recorder.ts';
 import { createDatabase, type Database } from './storage/database.ts';
 import { countUncoveredSecrets, storeSecret } from './storage/key-secrets.ts';
 import { migrateDatabase } from './storage/migrations.ts';
-import { type BrokenRule, createMembership, type Membership } from './verification/membership.ts';
+import { loadCatalogue } from './storage/scopes.ts';
+import { createCatalogueCache } from './verification/catalogue-cache.ts';
+import {
+  type BrokenRule,
+  createMembership,
+  joinMemories,
+  type Membership,
+} from './verification/membership.ts';
 import { type EngineObserver, UNOBSERVED } from './verification/observer.ts';
 import { createRecordCache, type RecordCache } from './verification/record-cache.ts';
 import { createSecretHasher, type SecretHasher } from './verification/secret-hasher.ts';
@@ -94,12 +101,17 @@ async function assemble(
     onConnectionLost: (cause) => report({ message: 'an idle database connection was lost', cause }),
   });
   const cache = createRecordCache<Resolved>({ capacity: config.CACHED_KEYS, broken });
+  const catalogues = createCatalogueCache({
+    readEntries: () => database.read(loadCatalogue),
+    unmatched: config.CATALOGUE_UNMATCHED,
+    broken,
+  });
   const leaseMs = config.LEASE_SECONDS * 1000;
   const membership = createMembership({
     database,
     listenUrl,
     leaseMs,
-    memory: cache,
+    memory: joinMemories(cache, catalogues),
     observer,
     report,
     broken,
@@ -140,7 +152,16 @@ async function assemble(
       environments: config.environmentLimits,
     });
     const memoKey = config.VERIFICATION_MEMO ? minting.derive('memo') : undefined;
-    const verifier = createVerifier({ database, mint, hasher, cache, lease: membership, memoKey, observer });
+    const verifier = createVerifier({
+      database,
+      mint,
+      hasher,
+      cache,
+      catalogues,
+      lease: membership,
+      memoKey,
+      observer,
+    });
     if (role === 'service') await membership.start();
     return { database, membership, cache, hasher, verifier, lifecycle, recorder, deriveKeys, close };
   } catch (error) {

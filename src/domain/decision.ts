@@ -1,5 +1,6 @@
 import { type Key, statusOf } from './key.ts';
 import type { CompiledRestrictions, RequestFacts } from './restriction.ts';
+import type { Catalogue } from './scope-catalogue.ts';
 import { SYSTEM_WORKSPACE } from './workspace.ts';
 
 /** Why a key may not do what was asked, with the status that the asking service should answer its own client (contract §5). */
@@ -91,15 +92,21 @@ export function isVisible(key: Key, question: Question): boolean {
  * The decision on a key whose secret has been proved. Pure, and monotone: taking a right away never turns a
  * refusal into an allowance. The checks run in the contract's order and the first failure is the reason.
  *
+ * @param catalogue what scopes imply and grant, as of this request.
  * @param nowMs database time in milliseconds.
  */
-export function decide(record: KeyRecord, question: Question, nowMs: number): Decision {
+export function decide(record: KeyRecord, question: Question, catalogue: Catalogue, nowMs: number): Decision {
   if (!isVisible(record.key, question)) return INVALID;
-  const refusal = refusalOf(record, question, nowMs);
+  const refusal = refusalOf(record, question, catalogue, nowMs);
   return refusal === undefined ? { active: true, record, nowMs } : refuseKey(refusal, record, nowMs);
 }
 
-function refusalOf(record: KeyRecord, question: Question, nowMs: number): Refusal | undefined {
+function refusalOf(
+  record: KeyRecord,
+  question: Question,
+  catalogue: Catalogue,
+  nowMs: number,
+): Refusal | undefined {
   const { key } = record;
   const unproved = refuseUnproved(key, nowMs);
   if (unproved !== undefined) return unproved;
@@ -114,8 +121,16 @@ function refusalOf(record: KeyRecord, question: Question, nowMs: number): Refusa
   if (restricted !== undefined) return refuse(restricted.code, restricted.detail);
 
   for (const scope of question.scopes ?? []) {
-    if (!key.scopes.includes(scope)) {
+    if (!key.scopes.includes(scope) && !catalogue.implies(key.scopes, scope)) {
       return refuse('insufficient_scope', `The key lacks the scope "${scope}".`);
+    }
+  }
+  if (catalogue.routes !== undefined) {
+    const { method, path } = question.request ?? {};
+    // Without both there is no route to ask about: the scopes asked for say it all.
+    if (method != null && path != null) {
+      const ungranted = catalogue.routes.refuse(key.scopes, method, path);
+      if (ungranted !== undefined) return refuse('insufficient_scope', ungranted);
     }
   }
   return undefined;

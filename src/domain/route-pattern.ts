@@ -268,7 +268,8 @@ function segmentFault(segment: string): string {
   return 'A segment has a malformed escape: `%` needs two hexadecimal digits, and escapes together UTF-8.';
 }
 
-function hasParameters(normalPath: string, start: number, end: number): boolean {
+/** Whether a segment of a normal path has path parameters (`;`, also escaped). */
+export function hasParameters(normalPath: string, start: number, end: number): boolean {
   for (let i = start; i < end; i++) {
     const code = normalPath.charCodeAt(i);
     if (code === SEMICOLON || (code === PERCENT && normalPath.startsWith('3B', i + 1))) return true;

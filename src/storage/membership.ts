@@ -2,10 +2,11 @@ import { and, eq, inArray, lt, sql } from 'drizzle-orm';
 import type { Executor } from './database.ts';
 import { acknowledgements, instances } from './schema.ts';
 
-/** What a change made stale: one key, or all keys of a workspace. */
+/** What a change made stale: one key, all keys of a workspace, or the scope catalogue, of which there is one. */
 export type Subject =
   | { readonly kind: 'key'; readonly id: string }
-  | { readonly kind: 'workspace'; readonly id: string };
+  | { readonly kind: 'workspace'; readonly id: string }
+  | { readonly kind: 'catalogue' };
 
 /** A change as it is notified, once its transaction commits. */
 export interface Change {
@@ -25,18 +26,30 @@ export const CHANGES_CHANNEL = 'claviger_changes';
 /** Each instance hears of the acknowledgements that it waits for, and of no others. */
 export const acknowledgementChannel = (instanceId: string) => `claviger_ack_${instanceId}`;
 
-const NOBODY = '-';
+const NONE = '-';
 
 export function writeChange({ id, subject, waiter }: Change): string {
-  return `${id} ${waiter ?? NOBODY} ${subject.kind} ${subject.id}`;
+  return `${id} ${waiter ?? NONE} ${subject.kind} ${subject.kind === 'catalogue' ? NONE : subject.id}`;
 }
 
 /** The change that a notification tells of; `undefined` for what is none, such as a probe. */
 export function readChange(payload: string): Change | undefined {
-  const [id, waiter, kind, subject] = payload.split(' ');
-  if (id === undefined || waiter === undefined || subject === undefined) return undefined;
-  if (kind !== 'key' && kind !== 'workspace') return undefined;
-  return { id, subject: { kind, id: subject }, waiter: waiter === NOBODY ? null : waiter };
+  const [id, waiter, kind, named] = payload.split(' ');
+  if (id === undefined || waiter === undefined || named === undefined) return undefined;
+  const subject = subjectOf(kind, named);
+  return subject && { id, subject, waiter: waiter === NONE ? null : waiter };
+}
+
+function subjectOf(kind: string | undefined, id: string): Subject | undefined {
+  switch (kind) {
+    case 'key':
+    case 'workspace':
+      return { kind, id };
+    case 'catalogue':
+      return { kind };
+    default:
+      return undefined;
+  }
 }
 
 /** Within the transaction of the change itself: it is delivered if and when that commits. */

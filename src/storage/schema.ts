@@ -15,6 +15,7 @@ import {
 } from 'drizzle-orm/pg-core';
 import type { JsonObject } from '../domain/key.ts';
 import type { Restrictions } from '../domain/restriction.ts';
+import type { RouteRuleText } from '../domain/route-pattern.ts';
 
 /*
  * The tables. drizzle-kit generates migrations/ from this file; what SQL says beyond it (triggers, the identity
@@ -131,6 +132,32 @@ export const apiKeys = pgTable(
       'api_keys_reason_of_revoked',
       sql`${table.revokedReason} IS NULL OR ${table.revokedAt} IS NOT NULL`,
     ),
+  ],
+);
+
+/** The scope catalogue: what each scope implies and grants (contract §6). */
+export const scopes = pgTable(
+  'scopes',
+  {
+    name: text().primaryKey(),
+    /** A UUIDv7 of when the entry was first put: the order of lists. */
+    id: uuid().notNull().unique(),
+    description: text(),
+    implies: text().array().notNull(),
+    grants: jsonb().$type<readonly RouteRuleText[]>().notNull(),
+    createdAt: time('created_at').notNull(),
+    updatedAt: time('updated_at').notNull(),
+  },
+  (table) => [
+    check(
+      'scopes_name_form',
+      sql`${table.name} ~ '^[a-z0-9][a-z0-9_.-]*(:[a-z0-9_.-]+)*$' AND char_length(${table.name}) <= 64`,
+    ),
+    check(
+      'scopes_implies_others',
+      sql`cardinality(${table.implies}) <= 64 AND array_position(${table.implies}, NULL) IS NULL AND array_position(${table.implies}, ${table.name}) IS NULL`,
+    ),
+    check('scopes_grants_form', sql`jsonb_typeof(${table.grants}) = 'array'`),
   ],
 );
 

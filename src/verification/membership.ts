@@ -54,6 +54,18 @@ export interface Memory {
   forget(): void;
 }
 
+/** Several memories, guarded as one. */
+export function joinMemories(...memories: readonly Memory[]): Memory {
+  return {
+    invalidate(subject) {
+      for (const memory of memories) memory.invalidate(subject);
+    },
+    forget() {
+      for (const memory of memories) memory.forget();
+    },
+  };
+}
+
 export interface Membership {
   /** Joins; resolves once this instance is leased. Fails where it never could be, with a message for the operator. */
   start(): Promise<void>;

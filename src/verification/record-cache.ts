@@ -164,6 +164,8 @@ export function createRecordCache<Outcome>({
     },
 
     invalidate(subject) {
+      // What scopes mean is no part of a record (catalogue-cache.ts).
+      if (subject.kind === 'catalogue') return;
       if (subject.kind === 'workspace') {
         const handle = workspaces.get(subject.id);
         if (handle !== undefined) {

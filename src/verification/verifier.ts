@@ -16,6 +16,7 @@ import type { TokenMint } from '../domain/token.ts';
 import { SYSTEM_WORKSPACE } from '../domain/workspace.ts';
 import type { Database } from '../storage/database.ts';
 import { type LoadedKey, loadKey, replaceHash, storeMemo } from '../storage/keys.ts';
+import type { CatalogueCache } from './catalogue-cache.ts';
 import type { EngineObserver } from './observer.ts';
 import type { Flight, RecordCache } from './record-cache.ts';
 import type { SecretHasher } from './secret-hasher.ts';
@@ -46,6 +47,7 @@ export interface VerifierOptions {
   readonly mint: TokenMint;
   readonly hasher: SecretHasher;
   readonly cache: RecordCache<Resolved>;
+  readonly catalogues: CatalogueCache;
   /** Whether memory may answer, and the database time to judge it by. */
   readonly lease: { isLeased(): boolean; now(): number | undefined };
   /** The key of the memo's MACs; `undefined`: no memo. */
@@ -55,10 +57,9 @@ export interface VerifierOptions {
 
 /** The one way from a token to a verdict (docs/architecture.md): memory, else parse, load, prove; then decide. */
 export function createVerifier(options: VerifierOptions): Verifier {
-  const { database, mint, hasher, cache, lease, memoKey, observer } = options;
+  const { database, mint, hasher, cache, catalogues, lease, memoKey, observer } = options;
 
-  function resolve(token: string): Soon<Resolved> {
-    const leased = lease.isLeased();
+  function resolve(token: string, leased: boolean): Soon<Resolved> {
     const tokenDigest = digest('sha256', token, 'base64url');
     if (leased) {
       const held = fromMemory(tokenDigest);
@@ -148,16 +149,31 @@ export function createVerifier(options: VerifierOptions): Verifier {
     database.read((executor) => storeMemo(executor, id, mac)).catch(() => undefined);
   }
 
+  /** Where the record or the catalogue has to be waited for. Each is of this request's time, or later. */
+  async function decideLater(resolved: Soon<Resolved>, question: Question): Promise<Decision> {
+    const found = await resolved;
+    if (found === undefined) return INVALID;
+    const foundAt = performance.now();
+    const leased = lease.isLeased();
+    const catalogue =
+      (leased ? catalogues.held() : undefined) ?? (await (leased ? catalogues.load() : catalogues.read()));
+    return decide(found.record, question, catalogue, found.nowMs + (performance.now() - foundAt));
+  }
+
   return {
     verify(token, question) {
-      const resolved = resolve(token);
-      const decideOn = (found: Resolved) =>
-        found === undefined ? INVALID : decide(found.record, question, found.nowMs);
-      return resolved instanceof Promise ? resolved.then(decideOn) : decideOn(resolved);
+      const leased = lease.isLeased();
+      const resolved = resolve(token, leased);
+      const catalogue = leased ? catalogues.held() : undefined;
+      if (resolved instanceof Promise || (resolved !== undefined && catalogue === undefined)) {
+        return decideLater(resolved, question);
+      }
+      if (resolved === undefined || catalogue === undefined) return INVALID;
+      return decide(resolved.record, question, catalogue, resolved.nowMs);
     },
 
     authenticate(token, address) {
-      const resolved = resolve(token);
+      const resolved = resolve(token, lease.isLeased());
       return resolved instanceof Promise
         ? resolved.then((found) => authenticationOf(found, address))
         : authenticationOf(resolved, address);

@@ -13,6 +13,7 @@ import {
 import { type Key, statusOf } from '../../src/domain/key.ts';
 import { keyIdFromUuid } from '../../src/domain/key-id.ts';
 import { compileRestrictions, type Restrictions } from '../../src/domain/restriction.ts';
+import { EMPTY_CATALOGUE } from '../../src/domain/scope-catalogue.ts';
 
 const NOW = Date.UTC(2026, 0, 2, 12, 0, 0);
 const NONE: Restrictions = {
@@ -68,7 +69,7 @@ function codeOf(decision: Decision): string {
 }
 
 function ask(key: Partial<Key> = {}, question: Partial<Question> = {}, nowMs = NOW): string {
-  return codeOf(decide(recordOf(key), { ...QUESTION, ...question }, nowMs));
+  return codeOf(decide(recordOf(key), { ...QUESTION, ...question }, EMPTY_CATALOGUE, nowMs));
 }
 
 describe('the status of a key', () => {
@@ -89,7 +90,7 @@ describe('the status of a key', () => {
 describe('the decision', () => {
   test('allows what passes every check, and gives the record', () => {
     const record = recordOf();
-    expect(decide(record, QUESTION, NOW)).toEqual({ active: true, record, nowMs: NOW });
+    expect(decide(record, QUESTION, EMPTY_CATALOGUE, NOW)).toEqual({ active: true, record, nowMs: NOW });
   });
 
   test('has the statuses of the contract', () => {
@@ -141,7 +142,9 @@ describe('the decision', () => {
   test('asks for all of the scopes, and names one that is missing', () => {
     expect(ask({}, { scopes: [] })).toBe('active');
     expect(ask({}, { scopes: ['write', 'read'] })).toBe('active');
-    expect(decide(recordOf(), { ...QUESTION, scopes: ['read', 'delete', 'drop'] }, NOW)).toMatchObject({
+    expect(
+      decide(recordOf(), { ...QUESTION, scopes: ['read', 'delete', 'drop'] }, EMPTY_CATALOGUE, NOW),
+    ).toMatchObject({
       detail: 'The key lacks the scope "delete".',
     });
     expect(ask({ scopes: [] }, { scopes: ['read'] })).toBe('insufficient_scope');
@@ -166,7 +169,9 @@ describe('the decision', () => {
     for (const visibleWorkspaces of [null, ['system']]) {
       expect(isVisible({ ...KEY, workspaceId: 'system' }, { visibleWorkspaces })).toBe(false);
     }
-    expect(decide(recordOf({ workspaceId: 'system' }), { visibleWorkspaces: null }, NOW)).toBe(INVALID);
+    expect(
+      decide(recordOf({ workspaceId: 'system' }), { visibleWorkspaces: null }, EMPTY_CATALOGUE, NOW),
+    ).toBe(INVALID);
   });
 
   test('says the day of a revocation and of an expiry, in UTC', () => {
@@ -267,11 +272,11 @@ describe('taking a right away never turns a refusal into an allowance', () => {
     let refused = 0;
     fc.assert(
       fc.property(keys, questions, fc.array(fc.nat(5), { maxLength: 4 }), (key, question, picks) => {
-        if (decide(recordOf(key), question, NOW).active) return;
+        if (decide(recordOf(key), question, EMPTY_CATALOGUE, NOW).active) return;
         refused++;
         let narrowed = key;
         for (const pick of picks) narrowed = narrow(narrowed, pick) as typeof key;
-        expect(decide(recordOf(narrowed), question, NOW).active).toBe(false);
+        expect(decide(recordOf(narrowed), question, EMPTY_CATALOGUE, NOW).active).toBe(false);
       }),
       { numRuns: 2_000 },
     );
@@ -282,8 +287,8 @@ describe('taking a right away never turns a refusal into an allowance', () => {
     fc.assert(
       fc.property(keys, questions, fc.subarray(scopes), (key, question, more) => {
         const asked = { ...question, scopes: [...(question.scopes ?? []), ...more] };
-        if (decide(recordOf(key), asked, NOW).active) {
-          expect(decide(recordOf(key), question, NOW).active).toBe(true);
+        if (decide(recordOf(key), asked, EMPTY_CATALOGUE, NOW).active) {
+          expect(decide(recordOf(key), question, EMPTY_CATALOGUE, NOW).active).toBe(true);
         }
       }),
       { numRuns: 1_000 },

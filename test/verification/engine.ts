@@ -9,7 +9,15 @@ import { type CreatedKey, createKeyLifecycle, type KeyLifecycle } from '../../sr
 import { createDatabase, type Database } from '../../src/storage/database.ts';
 import { storeSecret } from '../../src/storage/key-secrets.ts';
 import type { Subject } from '../../src/storage/membership.ts';
-import { createMembership, type Membership, type Propagation } from '../../src/verification/membership.ts';
+import { loadCatalogue } from '../../src/storage/scopes.ts';
+import { createCatalogueCache } from '../../src/verification/catalogue-cache.ts';
+import {
+  type BrokenRule,
+  createMembership,
+  joinMemories,
+  type Membership,
+  type Propagation,
+} from '../../src/verification/membership.ts';
 import type { EngineObserver } from '../../src/verification/observer.ts';
 import { createRecordCache, type RecordCache } from '../../src/verification/record-cache.ts';
 import {
@@ -52,6 +60,8 @@ export interface EngineOptions {
   readonly parameters?: Argon2Parameters;
   readonly slots?: number;
   readonly poolSize?: number;
+  /** Rules that are switched off, to see that a test notices. */
+  readonly broken?: readonly BrokenRule[];
   /** Wraps what the engine works with, to delay it or to make it fail. */
   readonly wrapDatabase?: (database: Database) => Database;
   readonly wrapHasher?: (hasher: SecretHasher) => SecretHasher;
@@ -80,7 +90,13 @@ export async function openEngine(test: TestDatabase, options: EngineOptions = {}
   });
   const database = options.wrapDatabase?.(real) ?? real;
   const { observer, count } = createCounter();
-  const cache = createRecordCache<Resolved>({ capacity: options.capacity ?? 1000 });
+  const broken = new Set(options.broken);
+  const cache = createRecordCache<Resolved>({ capacity: options.capacity ?? 1000, broken });
+  const catalogues = createCatalogueCache({
+    readEntries: () => database.read(loadCatalogue),
+    unmatched: 'refuse',
+    broken,
+  });
   const plainHasher = createSecretHasher({
     parameters: options.parameters ?? CHEAP,
     slots: options.slots ?? 1,
@@ -93,9 +109,10 @@ export async function openEngine(test: TestDatabase, options: EngineOptions = {}
     database,
     listenUrl: test.url,
     leaseMs: options.leaseMs ?? LEASE_MS,
-    memory: cache,
+    memory: joinMemories(cache, catalogues),
     observer,
     report: ({ message }) => reports.push(message),
+    broken,
   });
   const secret = keySecret(options.secret ?? TEST_KEY_SECRET);
   const former = options.formerSecret === undefined ? [] : [keySecret(options.formerSecret)];
@@ -113,7 +130,16 @@ export async function openEngine(test: TestDatabase, options: EngineOptions = {}
     environments: new Map([['live', null]]),
   });
   const memoKey = options.memo === false ? undefined : secret.derive('memo');
-  const verifier = createVerifier({ database, mint, hasher, cache, lease: membership, memoKey, observer });
+  const verifier = createVerifier({
+    database,
+    mint,
+    hasher,
+    cache,
+    catalogues,
+    lease: membership,
+    memoKey,
+    observer,
+  });
   onTestFinished(async () => {
     await membership.close();
     // A test may have closed it already.
