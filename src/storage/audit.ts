@@ -18,8 +18,11 @@ export const OPERATOR: Actor = { keyId: null, address: null, requestId: null };
 export interface AuditEvent {
   readonly action: AuditAction;
   readonly actor: Actor;
-  readonly workspaceId: string;
+  /** `null` where what was changed belongs to no workspace. */
+  readonly workspaceId: string | null;
   readonly keyId: KeyId | null;
+  /** The name of what was changed, where it is neither a key nor a workspace: that of a scope. */
+  readonly target?: string;
   /** The members that changed, as the API shows them, before and after. Nothing secret is among them. */
   readonly before: JsonObject | null;
   readonly after: JsonObject | null;
@@ -34,6 +37,7 @@ export async function appendAuditEvent(executor: Executor, event: AuditEvent, no
     actorKeyId: event.actor.keyId === null ? null : keyIdToUuid(event.actor.keyId),
     workspaceId: event.workspaceId,
     keyId: event.keyId === null ? null : keyIdToUuid(event.keyId),
+    target: event.target ?? null,
     before: event.before,
     after: event.after,
     address: event.actor.address,

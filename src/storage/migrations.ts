@@ -5,6 +5,8 @@ import { migrate } from 'drizzle-orm/node-postgres/migrator';
 import pg from 'pg';
 import { z } from 'zod';
 import { StorageError } from './database.ts';
+import { readDatabaseTime } from './keys.ts';
+import { beginUpkeep, makePartitions, PARTITIONED_TABLES } from './partitions.ts';
 
 /** migrations/ stands beside src/ and dist/. */
 const FOLDER = fileURLToPath(new URL('../../migrations', import.meta.url));
@@ -12,6 +14,9 @@ const journalSchema = z.object({ entries: z.array(z.object({ when: z.number() })
 
 /** An arbitrary number that this service alone uses: it keeps two migrations of one database apart. */
 const MIGRATION_LOCK = 7_165_218_351;
+
+/** SQLSTATE: somebody held the lock for longer than was waited for it. */
+const LOCK_NOT_AVAILABLE = '55P03';
 
 /** PostgreSQL 14. */
 const OLDEST_VERSION = 140_000;
@@ -40,11 +45,30 @@ export async function migrateDatabase(url: string): Promise<void> {
     await refuseNewerSchema(client);
     await client.query('SET client_min_messages = warning');
     await migrate(drizzle(client), { migrationsFolder: FOLDER });
+    await makeFirstPartitions(client);
   } catch (error) {
     if (error instanceof MigrationError) throw error;
     throw new MigrationError(notMigrated(new StorageError(error).code));
   } finally {
     await client.end();
+  }
+}
+
+/**
+ * So that a new table has its partitions from its first row on. A lock that is not to be had is no reason not to
+ * start: rows fall into the catch-all then, and upkeep moves them.
+ */
+async function makeFirstPartitions(client: pg.Client): Promise<void> {
+  const executor = drizzle(client);
+  const nowMs = await readDatabaseTime(executor);
+  for (const table of Object.values(PARTITIONED_TABLES)) {
+    await executor
+      .transaction(async () => {
+        if (await beginUpkeep(executor)) await makePartitions(executor, table, nowMs);
+      })
+      .catch((error: unknown) => {
+        if (new StorageError(error).code !== LOCK_NOT_AVAILABLE) throw error;
+      });
   }
 }
 

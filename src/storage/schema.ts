@@ -161,25 +161,36 @@ export const scopes = pgTable(
   ],
 );
 
-/** Who did what to which key, from where. Appended in the transaction of the change itself, and never changed. */
+/**
+ * Who did what to which key, from where. Appended in the transaction of the change itself, and never changed.
+ * Partitioned by month, by the time in its ids (partitions.ts).
+ */
 export const auditEvents = pgTable(
   'audit_events',
   {
+    /** A UUIDv7 of the time `at`. */
     id: uuid().primaryKey(),
     at: time('at').notNull(),
     action: text().notNull(),
     /** The service key that acted; null where an operator did, at the command line. */
     actorKeyId: uuid('actor_key_id'),
-    workspaceId: text('workspace_id').notNull(),
+    /** Null where what was changed belongs to no workspace. */
+    workspaceId: text('workspace_id'),
     keyId: uuid('key_id'),
+    /** The name of what was changed, where it is neither a key nor a workspace. */
+    target: text(),
     before: jsonb().$type<JsonObject>(),
     after: jsonb().$type<JsonObject>(),
     address: text(),
     requestId: text('request_id'),
   },
   (table) => [
-    index('audit_events_workspace').on(table.workspaceId, table.id),
-    index('audit_events_key').on(table.keyId, table.id),
+    // In the order of time, which the primary key does not have: see api_keys.
+    index('audit_events_workspace_at').on(table.workspaceId, table.at, table.id),
+    index('audit_events_workspace_action_at').on(table.workspaceId, table.action, table.at, table.id),
+    index('audit_events_key_at').on(table.keyId, table.at, table.id),
+    index('audit_events_actor_at').on(table.actorKeyId, table.at, table.id),
+    index('audit_events_action_at').on(table.action, table.at, table.id),
   ],
 );
 
