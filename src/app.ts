@@ -26,6 +26,7 @@ import { requestIdOf } from './http/request-id.ts';
 import { validatorCompiler } from './http/validation.ts';
 import { registerWorkspaceRoutes } from './http/workspaces.ts';
 import type { KeyLifecycle } from './lifecycle/keys.ts';
+import type { WorkspaceLifecycle } from './lifecycle/workspaces.ts';
 import type { Recorder } from './recording/recorder.ts';
 import type { Database } from './storage/database.ts';
 import type { Verifier } from './verification/verifier.ts';
@@ -36,6 +37,7 @@ export interface AppDependencies {
   readonly verifier: Verifier;
   readonly lifecycle: KeyLifecycle;
   readonly recorder: Recorder;
+  readonly workspaces: WorkspaceLifecycle;
   readonly cursors: CursorCodec;
   readonly readiness: Readiness;
   readonly limits: CallerLimits;
@@ -58,7 +60,8 @@ const REQUEST_TIMEOUT_MS = 30_000;
 /** The HTTP service over what it is given. It opens nothing: no socket, no connection, no file. */
 export async function buildApp(dependencies: AppDependencies): Promise<FastifyInstance> {
   const loggerInstance: FastifyBaseLogger = dependencies.logger;
-  const { verifier, lifecycle, recorder, database, cursors, rotationDueDays, isClosing } = dependencies;
+  const { verifier, lifecycle, workspaces, recorder, database, cursors, rotationDueDays, isClosing } =
+    dependencies;
   const app: FastifyInstance = Fastify({
     loggerInstance,
     // One logger for all: the lines that tell of a request name its id themselves.
@@ -114,7 +117,7 @@ export async function buildApp(dependencies: AppDependencies): Promise<FastifyIn
 
   await collectDocument(app, dependencies);
   registerKeyRoutes({ callers, lifecycle, database, cursors, rotationDueDays });
-  registerWorkspaceRoutes({ callers, lifecycle });
+  registerWorkspaceRoutes({ callers, workspaces, database });
   registerIntrospectRoute({ callers, verifier, recorder });
   registerMeRoute({ callers });
   registerHealthRoutes(app, dependencies);

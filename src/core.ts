@@ -4,6 +4,7 @@ import { type KeyPurpose, type KeySecret, keySecret } from './domain/key-secret.
 import { createTokenMint } from './domain/token.ts';
 import { openEmbeddedPostgres } from './embedded-postgres.ts';
 import { createKeyLifecycle, type KeyLifecycle } from './lifecycle/keys.ts';
+import { createWorkspaceLifecycle, type WorkspaceLifecycle } from './lifecycle/workspaces.ts';
 import { createRecorder, type Recorder } from './recording/recorder.ts';
 import { createDatabase, type Database } from './storage/database.ts';
 import { countUncoveredSecrets, storeSecret } from './storage/key-secrets.ts';
@@ -38,6 +39,7 @@ export interface Core {
   readonly verifier: Verifier;
   readonly lifecycle: KeyLifecycle;
   readonly recorder: Recorder;
+  readonly workspaces: WorkspaceLifecycle;
   /** Keys of one purpose, derived from each secret, newest first. */
   deriveKeys(purpose: KeyPurpose): readonly [Buffer, ...Buffer[]];
   /** Where the embedded database keeps its files, if that is not the folder asked for. */
@@ -151,6 +153,7 @@ async function assemble(
       prefix: config.KEY_PREFIX,
       environments: config.environmentLimits,
     });
+    const workspaces = createWorkspaceLifecycle(membership);
     const memoKey = config.VERIFICATION_MEMO ? minting.derive('memo') : undefined;
     const verifier = createVerifier({
       database,
@@ -163,7 +166,18 @@ async function assemble(
       observer,
     });
     if (role === 'service') await membership.start();
-    return { database, membership, cache, hasher, verifier, lifecycle, recorder, deriveKeys, close };
+    return {
+      database,
+      membership,
+      cache,
+      hasher,
+      verifier,
+      lifecycle,
+      workspaces,
+      recorder,
+      deriveKeys,
+      close,
+    };
   } catch (error) {
     await close();
     throw error;

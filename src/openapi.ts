@@ -22,6 +22,7 @@ async function withApp<T>(look: (app: FastifyInstance) => T): Promise<T> {
     verifier: unused(),
     lifecycle: unused(),
     recorder: unused(),
+    workspaces: unused(),
     cursors: unused(),
     readiness: unused(),
     ...appSettings(readConfig({})),

@@ -81,6 +81,7 @@ export function appDependencies(
     verifier: core.verifier,
     lifecycle: core.lifecycle,
     recorder: core.recorder,
+    workspaces: core.workspaces,
     cursors: createCursorCodec(core.deriveKeys('cursor')),
     readiness: {
       async check() {

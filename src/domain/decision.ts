@@ -1,13 +1,14 @@
 import { type Key, statusOf } from './key.ts';
 import type { CompiledRestrictions, RequestFacts } from './restriction.ts';
 import type { Catalogue } from './scope-catalogue.ts';
-import { SYSTEM_WORKSPACE } from './workspace.ts';
+import { SYSTEM_WORKSPACE, type WorkspaceState } from './workspace.ts';
 
 /** Why a key may not do what was asked, with the status that the asking service should answer its own client (contract §5). */
 export const REFUSALS = {
   invalid: 401,
   revoked: 401,
   expired: 401,
+  workspace_disabled: 403,
   wrong_workspace: 403,
   wrong_environment: 403,
   ip_not_allowed: 403,
@@ -18,9 +19,10 @@ export const REFUSALS = {
 
 export type RefusalCode = keyof typeof REFUSALS;
 
-/** What is held in memory to decide on a key: its row and its restrictions, compiled. */
+/** What is held in memory to decide on a key: its row, its workspace's, and its restrictions, compiled. */
 export interface KeyRecord {
   readonly key: Key;
+  readonly workspace: WorkspaceState;
   readonly restrictions: CompiledRestrictions | undefined;
 }
 
@@ -110,6 +112,9 @@ function refusalOf(
   const { key } = record;
   const unproved = refuseUnproved(key, nowMs);
   if (unproved !== undefined) return unproved;
+  if (record.workspace.disabled) {
+    return refuse('workspace_disabled', 'The workspace of this key is disabled.');
+  }
 
   if (question.workspaceId !== undefined && question.workspaceId !== key.workspaceId) {
     return refuse('wrong_workspace', 'The key belongs to another workspace than the one expected.');

@@ -56,6 +56,17 @@ const restrictedKey = {
 
 const propagation = { instances: 3, confirmed: 3, fenced: 0, waited_ms: 4 };
 
+const workspace = {
+  id: 'ws_acme',
+  name: 'Acme Corp.',
+  limits: { max_active_keys: 10, allowed_scopes: ['read', 'write'], max_key_lifetime_days: 90 },
+  rate_limit: { limit: 10_000, window_seconds: 3600 },
+  disabled: false,
+  created_at: '2026-01-02T03:04:05.678Z',
+  updated_at: '2026-01-02T03:04:05.678Z',
+};
+const { name: workspaceName, limits, rate_limit: workspaceLimit } = workspace;
+
 const revocation = {
   request: { [JSON_TYPE]: one('A reason', { reason: 'leaked' }) },
   responses: {
@@ -156,6 +167,28 @@ export const EXAMPLES: Readonly<Record<string, OperationExamples>> = {
   },
   deleteKey: revocation,
   revokeKey: revocation,
+  getWorkspace: { responses: { 200: one('A workspace', { success: true, data: workspace }) } },
+  putWorkspace: {
+    request: {
+      [JSON_TYPE]: {
+        plan: {
+          summary: 'A plan',
+          value: { name: workspaceName, limits, rate_limit: workspaceLimit },
+        },
+        none: {
+          summary: 'A plan without API keys',
+          value: { name: workspaceName, limits: { max_active_keys: 0 } },
+        },
+        disabled: {
+          summary: 'All its keys inactive',
+          value: { name: workspaceName, limits, rate_limit: workspaceLimit, disabled: true },
+        },
+      },
+    },
+    responses: {
+      200: one('The workspace from now on', { success: true, data: workspace, propagation }),
+    },
+  },
   revokeWorkspaceKeys: {
     request: {
       [JSON_TYPE]: {

@@ -53,6 +53,7 @@ export const environment = z
     'One of the environments that this deployment knows; `live` and `test` unless configured otherwise.',
   );
 export const keyName = text(120).describe('What people call the key.');
+export const workspaceName = text(120).describe('What people call the workspace.');
 export const createdBy = text(MAX_TEXT_LENGTH).describe('Who asked for the key, in the words of the caller.');
 export const reason = text(MAX_TEXT_LENGTH).describe('Why, for whoever looks at the key later.');
 export const scope = z

@@ -1,4 +1,3 @@
-import { isDeepStrictEqual } from 'node:util';
 import { type Caller, excessOver, reaches } from '../domain/caller.ts';
 import { Failure, type InputFault, invalidInput } from '../domain/errors.ts';
 import { type JsonObject, type Key, statusOf } from '../domain/key.ts';
@@ -11,12 +10,7 @@ import {
   metadataFault,
 } from '../domain/key-patch.ts';
 import type { RateLimit } from '../domain/rate-limit.ts';
-import {
-  addressesWithin,
-  type Restrictions,
-  type RestrictionsInput,
-  restrictionFaults,
-} from '../domain/restriction.ts';
+import { addressesWithin, type RestrictionsInput, restrictionFaults } from '../domain/restriction.ts';
 import { isPermission, PERMISSIONS } from '../domain/scope.ts';
 import { HINT_LENGTH, type TokenMint } from '../domain/token.ts';
 import { SERVICE_ENVIRONMENT, SYSTEM_WORKSPACE } from '../domain/workspace.ts';
@@ -28,15 +22,14 @@ import {
   hasServiceKeys,
   insertKey,
   lockKey,
-  lockOrMakeWorkspace,
-  lockWorkspace,
   readDatabaseTime,
   revokeKey,
-  revokeWorkspaceKeys,
   updateKey,
 } from '../storage/keys.ts';
+import { lockOrMakeWorkspace, lockWorkspace } from '../storage/workspaces.ts';
 import type { Changed, Membership, Propagation } from '../verification/membership.ts';
 import type { SecretHasher } from '../verification/secret-hasher.ts';
+import { actorOf, changedMembers, isoTime, keyShown, type Origin } from './audit.ts';
 
 /** What a caller says of a new key; what it leaves out is `undefined`. */
 export interface NewKey {
@@ -64,12 +57,6 @@ export interface ChangedKey {
   readonly propagation: Propagation;
 }
 
-/** Where and in which request the caller acts. */
-export interface Origin {
-  readonly address: string;
-  readonly requestId: string;
-}
-
 /** The one door for changes of keys. Each is authorized, written with its audit event in one transaction, and checked under a lock. */
 export interface KeyLifecycle {
   create(caller: Caller, origin: Origin, newKey: NewKey): Promise<CreatedKey>;
@@ -77,13 +64,6 @@ export interface KeyLifecycle {
   update(caller: Caller, origin: Origin, id: KeyId, patch: KeyPatch): Promise<ChangedKey>;
   /** Idempotent: the first revocation's time and reason stay. */
   revoke(caller: Caller, origin: Origin, id: KeyId, reason: string | null): Promise<ChangedKey>;
-  /** Revokes a workspace's keys, by environment and creator where these are given; answers how many. */
-  revokeAll(
-    caller: Caller,
-    origin: Origin,
-    workspaceId: string,
-    filters: { environment: string | undefined; createdBy: string | undefined; reason: string | null },
-  ): Promise<{ readonly revoked: number; readonly propagation: Propagation }>;
   /** Makes an admin key for the operator at the command line. */
   createAdmin(name: string): Promise<CreatedKey>;
   /**
@@ -147,7 +127,7 @@ export function createKeyLifecycle(options: KeyLifecycleOptions): KeyLifecycle {
         workspaceId: key.workspaceId,
         keyId: key.id,
         before: null,
-        after: shown(key),
+        after: keyShown(key),
       },
       key.createdAt,
     );
@@ -214,7 +194,7 @@ export function createKeyLifecycle(options: KeyLifecycleOptions): KeyLifecycle {
         if (faults.length > 0) throw invalidInput(...faults);
         refuseExcess(caller, after);
         await keepAnAdmin(executor, before, after, caller.now);
-        const changes = changedMembers(shown(before), shown(after));
+        const changes = changedMembers(keyShown(before), keyShown(after));
         if (changes === undefined) return keyChanged(before, { repeated: true });
         await updateKey(executor, after);
         await appendAuditEvent(
@@ -255,36 +235,6 @@ export function createKeyLifecycle(options: KeyLifecycleOptions): KeyLifecycle {
         return keyChanged({ ...before, revokedAt, revokedReason: reason });
       });
       return { key, propagation };
-    },
-
-    async revokeAll(caller, origin, workspaceId, { environment, createdBy, reason }) {
-      if (workspaceId === SYSTEM_WORKSPACE) {
-        throw new Failure('forbidden', 'The keys of the workspace "system" cannot be revoked in bulk.');
-      }
-      if (!reaches(caller, workspaceId)) throw new Failure('not_found', 'There is no such workspace.');
-      const { result: revoked, propagation } = await membership.change(async (executor) => {
-        await lockWorkspace(executor, workspaceId);
-        const at = Math.floor(await readDatabaseTime(executor));
-        const revoked = await revokeWorkspaceKeys(
-          executor,
-          { workspaceId, environment, createdBy },
-          { at, reason },
-        );
-        await appendAuditEvent(
-          executor,
-          {
-            action: 'workspace.keys_revoked',
-            actor: actorOf(caller, origin),
-            workspaceId,
-            keyId: null,
-            before: null,
-            after: { revoked, reason, environment: environment ?? null, created_by: createdBy ?? null },
-          },
-          at,
-        );
-        return { result: revoked, subject: { kind: 'workspace', id: workspaceId }, repeated: revoked === 0 };
-      });
-      return { revoked, propagation };
     },
 
     async createAdmin(name) {
@@ -429,50 +379,8 @@ function isNarrower(after: Key, before: Key): boolean {
   return endsEarlier || fewerAddresses;
 }
 
-function actorOf(caller: Caller, origin: Origin): Actor {
-  return { keyId: caller.keyId, address: origin.address, requestId: origin.requestId };
-}
-
 function refuseBadName(name: string): void {
   if (name.length >= 1 && name.length <= MAX_NAME_LENGTH && name.isWellFormed() && !name.includes('\0'))
     return;
   throw new Failure('invalid_request', `The name of a key has 1 to ${MAX_NAME_LENGTH} characters.`);
-}
-
-/** A key as an audit event shows it. */
-function shown(key: Key): JsonObject {
-  return {
-    name: key.name,
-    environment: key.environment,
-    scopes: [...key.scopes],
-    restrictions:
-      key.restrictions === null
-        ? null
-        : { ...key.restrictions, allowed_endpoints: endpointsOf(key.restrictions) },
-    rate_limit: key.rateLimit === null ? null : { ...key.rateLimit },
-    metadata: key.metadata,
-    created_by: key.createdBy,
-    expires_at: key.expiresAt === null ? null : isoTime(key.expiresAt),
-  };
-}
-
-function endpointsOf({ allowed_endpoints: endpoints }: Restrictions): JsonObject[] | null {
-  if (endpoints === null) return null;
-  return endpoints.map(({ methods, path }) => ({ methods: methods == null ? null : [...methods], path }));
-}
-
-function changedMembers(
-  before: JsonObject,
-  after: JsonObject,
-): { before: JsonObject; after: JsonObject } | undefined {
-  // The order of an object's members means nothing, and jsonb does not keep it.
-  const changed = Object.keys(after).filter((member) => !isDeepStrictEqual(before[member], after[member]));
-  if (changed.length === 0) return undefined;
-  const pick = (values: JsonObject): JsonObject =>
-    Object.fromEntries(changed.map((member) => [member, values[member] ?? null]));
-  return { before: pick(before), after: pick(after) };
-}
-
-function isoTime(timeMs: number): string {
-  return new Date(timeMs).toISOString();
 }

@@ -4,7 +4,12 @@ import { type KeyId, keyIdToUuid } from '../domain/key-id.ts';
 import type { Executor } from './database.ts';
 import { auditEvents } from './schema.ts';
 
-export type AuditAction = 'key.created' | 'key.updated' | 'key.revoked' | 'workspace.keys_revoked';
+export type AuditAction =
+  | 'key.created'
+  | 'key.updated'
+  | 'key.revoked'
+  | 'workspace.updated'
+  | 'workspace.keys_revoked';
 
 /** Who acts, from where, in which request. An operator at the command line has none of these. */
 export interface Actor {

@@ -17,9 +17,11 @@ import {
 } from 'drizzle-orm';
 import type { Key, KeyStatus } from '../domain/key.ts';
 import { type KeyId, keyIdFromUuid, keyIdToUuid, uuidFloor } from '../domain/key-id.ts';
-import { SYSTEM_WORKSPACE } from '../domain/workspace.ts';
+import { SYSTEM_WORKSPACE, type WorkspaceState } from '../domain/workspace.ts';
 import type { Executor } from './database.ts';
+import { rateLimitColumnsOf, rateLimitOf } from './rate-limit.ts';
 import { apiKeys, verifiedSecrets, workspaces } from './schema.ts';
+import { workspaceStateColumns, workspaceStateOf } from './workspaces.ts';
 
 /** All of a key but its hash, which goes to verification/ and to nobody else. */
 const { hash: hashColumn, secretId: _, ...keyColumns } = getTableColumns(apiKeys);
@@ -31,8 +33,9 @@ export interface HashedKey {
   readonly hash: string;
 }
 
-/** What verification loads: the key, its hash and memo, and the database's time of reading them, in milliseconds. */
+/** What verification loads: the key with its workspace, its hash and memo, and the database's time of reading them, in milliseconds. */
 export interface LoadedKey extends HashedKey {
+  readonly workspace: WorkspaceState;
   readonly memo: Buffer | null;
   readonly nowMs: number;
 }
@@ -48,11 +51,26 @@ export async function readDatabaseTime(executor: Executor): Promise<number> {
 /** Loads a key for verification: one query by primary key. */
 export async function loadKey(executor: Executor, id: KeyId): Promise<LoadedKey | undefined> {
   const [row] = await executor
-    .select({ ...keyColumns, hash: hashColumn, memo: verifiedSecrets.mac, nowMs: databaseTime })
+    .select({
+      ...keyColumns,
+      hash: hashColumn,
+      memo: verifiedSecrets.mac,
+      nowMs: databaseTime,
+      workspace: workspaceStateColumns,
+    })
     .from(apiKeys)
+    .innerJoin(workspaces, eq(workspaces.id, apiKeys.workspaceId))
     .leftJoin(verifiedSecrets, eq(verifiedSecrets.keyId, apiKeys.id))
     .where(eq(apiKeys.id, keyIdToUuid(id)));
-  return row && { key: keyOf(row), hash: row.hash, memo: row.memo, nowMs: row.nowMs };
+  return (
+    row && {
+      key: keyOf(row),
+      workspace: workspaceStateOf(row.workspace),
+      hash: row.hash,
+      memo: row.memo,
+      nowMs: row.nowMs,
+    }
+  );
 }
 
 /** Remembers that a token was proved, as a MAC of it (verification/memo.ts). */
@@ -79,22 +97,6 @@ export async function lockKey(executor: Executor, id: KeyId): Promise<Key | unde
     .where(eq(apiKeys.id, keyIdToUuid(id)))
     .for('no key update');
   return row && keyOf(row);
-}
-
-/**
- * Holds the row of a workspace until the transaction ends: creations and bulk revocations of one workspace thereby
- * happen one after the other. Answers whether there is such a row: a workspace gets its own with its first key.
- */
-export async function lockWorkspace(executor: Executor, id: string): Promise<boolean> {
-  const rows = await executor.select().from(workspaces).where(eq(workspaces.id, id)).for('no key update');
-  return rows.length > 0;
-}
-
-/** The same, making the row of a workspace that never had a key. */
-export async function lockOrMakeWorkspace(executor: Executor, id: string): Promise<void> {
-  while (!(await lockWorkspace(executor, id))) {
-    await executor.insert(workspaces).values({ id }).onConflictDoNothing();
-  }
 }
 
 export async function insertKey(
@@ -337,15 +339,13 @@ function settingsOf(key: Key) {
     name: key.name,
     scopes: [...key.scopes],
     restrictions: key.restrictions,
-    rateLimit: key.rateLimit?.limit ?? null,
-    rateLimitWindowSeconds: key.rateLimit?.window_seconds ?? null,
+    ...rateLimitColumnsOf(key.rateLimit),
     metadata: key.metadata,
     expiresAt: key.expiresAt === null ? null : new Date(key.expiresAt),
   };
 }
 
 function keyOf(row: KeyRow): Key {
-  const { rateLimit: limit, rateLimitWindowSeconds } = row;
   return {
     id: keyIdFromUuid(row.id),
     workspaceId: row.workspaceId,
@@ -355,10 +355,7 @@ function keyOf(row: KeyRow): Key {
     lastCharacters: row.lastCharacters,
     scopes: row.scopes,
     restrictions: row.restrictions,
-    rateLimit:
-      limit === null || rateLimitWindowSeconds === null
-        ? null
-        : { limit, window_seconds: rateLimitWindowSeconds },
+    rateLimit: rateLimitOf(row),
     metadata: row.metadata,
     createdBy: row.createdBy,
     createdAt: row.createdAt.getTime(),

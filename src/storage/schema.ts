@@ -32,13 +32,45 @@ export const keySecrets = pgTable('key_secrets', {
   fingerprint: bytea().notNull().unique(),
 });
 
-/** One row for each workspace that ever had a key: what create, rotate and bulk revoke lock. */
-export const workspaces = pgTable('workspaces', { id: text().primaryKey() }, (table) => [
-  check(
-    'workspaces_id_form',
-    sql`${table.id} ~ '^[A-Za-z0-9_.:-]{1,100}$' AND ${table.id} NOT IN ('.', '..')`,
-  ),
-]);
+/**
+ * One row for each workspace that ever had a key or was put: its plan, and what create, rotate and bulk revoke lock.
+ * A row that was never put, `updated_at` null, has the defaults.
+ */
+export const workspaces = pgTable(
+  'workspaces',
+  {
+    id: text().primaryKey(),
+    name: text(),
+    maxActiveKeys: integer('max_active_keys'),
+    allowedScopes: text('allowed_scopes').array(),
+    maxKeyLifetimeDays: integer('max_key_lifetime_days'),
+    rateLimit: integer('rate_limit'),
+    rateLimitWindowSeconds: integer('rate_limit_window_seconds'),
+    disabled: boolean().notNull().default(false),
+    createdAt: time('created_at'),
+    updatedAt: time('updated_at'),
+  },
+  (table) => [
+    check(
+      'workspaces_id_form',
+      sql`${table.id} ~ '^[A-Za-z0-9_.:-]{1,100}$' AND ${table.id} NOT IN ('.', '..')`,
+    ),
+    check('workspaces_name_length', sql`char_length(${table.name}) BETWEEN 1 AND 120`),
+    check(
+      'workspaces_limits_form',
+      sql`${table.maxActiveKeys} >= 0 AND ${table.maxKeyLifetimeDays} >= 1 AND cardinality(${table.allowedScopes}) >= 1 AND array_position(${table.allowedScopes}, NULL) IS NULL`,
+    ),
+    check(
+      'workspaces_rate_limit_form',
+      sql`num_nulls(${table.rateLimit}, ${table.rateLimitWindowSeconds}) IN (0, 2) AND ${table.rateLimit} >= 1 AND ${table.rateLimitWindowSeconds} BETWEEN 1 AND 2678400`,
+    ),
+    // Its keys are those that could enable it again.
+    check(
+      'workspaces_system_has_defaults',
+      sql`${table.id} <> 'system' OR (NOT ${table.disabled} AND ${table.updatedAt} IS NULL)`,
+    ),
+  ],
+);
 
 export const apiKeys = pgTable(
   'api_keys',

@@ -98,8 +98,9 @@ export function createVerifier(options: VerifierOptions): Verifier {
     const loaded = await database.read((executor) => loadKey(executor, id));
     if (loaded === undefined) return undefined;
     const readAt = performance.now();
-    const record: KeyRecord = { key: loaded.key, restrictions: compileRestrictions(loaded.key.restrictions) };
-    const over = refuseUnproved(loaded.key, loaded.nowMs) !== undefined;
+    const { key, workspace } = loaded;
+    const record: KeyRecord = { key, workspace, restrictions: compileRestrictions(key.restrictions) };
+    const over = refuseUnproved(key, loaded.nowMs) !== undefined;
     const hash = over ? loaded.hash : await prove(token, tokenDigest, loaded);
     if (hash === undefined) return undefined;
     cache.store(tokenDigest, { record, hash, proven: !over }, flight);

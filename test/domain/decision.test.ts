@@ -14,6 +14,7 @@ import { type Key, statusOf } from '../../src/domain/key.ts';
 import { keyIdFromUuid } from '../../src/domain/key-id.ts';
 import { compileRestrictions, type Restrictions } from '../../src/domain/restriction.ts';
 import { EMPTY_CATALOGUE } from '../../src/domain/scope-catalogue.ts';
+import type { WorkspaceState } from '../../src/domain/workspace.ts';
 
 const NOW = Date.UTC(2026, 0, 2, 12, 0, 0);
 const NONE: Restrictions = {
@@ -59,17 +60,25 @@ const QUESTION: Question = {
   },
 };
 
-function recordOf(key: Partial<Key> = {}): KeyRecord {
+function recordOf(key: Partial<Key> = {}, workspace: Partial<WorkspaceState> = {}): KeyRecord {
   const whole = { ...KEY, ...key };
-  return { key: whole, restrictions: compileRestrictions(whole.restrictions) };
+  return {
+    key: whole,
+    workspace: { disabled: false, rateLimit: null, ...workspace },
+    restrictions: compileRestrictions(whole.restrictions),
+  };
 }
 
 function codeOf(decision: Decision): string {
   return decision.active ? 'active' : decision.code;
 }
 
-function ask(key: Partial<Key> = {}, question: Partial<Question> = {}, nowMs = NOW): string {
-  return codeOf(decide(recordOf(key), { ...QUESTION, ...question }, EMPTY_CATALOGUE, nowMs));
+function ask(
+  key: Partial<Key> = {},
+  question: Partial<Question> = {},
+  { nowMs = NOW, workspace = {} }: { nowMs?: number; workspace?: Partial<WorkspaceState> } = {},
+): string {
+  return codeOf(decide(recordOf(key, workspace), { ...QUESTION, ...question }, EMPTY_CATALOGUE, nowMs));
 }
 
 describe('the status of a key', () => {
@@ -98,6 +107,7 @@ describe('the decision', () => {
       invalid: 401,
       revoked: 401,
       expired: 401,
+      workspace_disabled: 403,
       wrong_workspace: 403,
       wrong_environment: 403,
       ip_not_allowed: 403,
@@ -108,33 +118,45 @@ describe('the decision', () => {
   });
 
   // Each row breaks one more thing, from the last check to the first: the earliest broken one is the reason.
-  const broken: [string, { key?: Partial<Key>; question?: Partial<Question>; request?: object }][] = [
+  interface Wrong {
+    readonly key?: Partial<Key>;
+    readonly workspace?: Partial<WorkspaceState>;
+    readonly question?: Partial<Question>;
+    readonly request?: object;
+  }
+  const broken: [string, Wrong][] = [
     ['insufficient_scope', { question: { scopes: ['read', 'delete'] } }],
     ['endpoint_not_allowed', { request: { path: '/admin' } }],
     ['referrer_not_allowed', { request: { referrer: 'https://evil.org/' } }],
     ['ip_not_allowed', { request: { ip: '192.0.2.1' } }],
     ['wrong_environment', { question: { environment: 'test' } }],
     ['wrong_workspace', { question: { workspaceId: 'ws_other' } }],
+    ['workspace_disabled', { workspace: { disabled: true } }],
     ['expired', { key: { expiresAt: NOW } }],
     ['revoked', { key: { revokedAt: NOW } }],
     ['invalid', { question: { visibleWorkspaces: ['ws_other'] } }],
   ];
 
-  test.each(broken)('refuses with %s when that alone is wrong', (code, { key, question, request }) => {
-    expect(ask(key, { ...question, request: { ...QUESTION.request, ...request } })).toBe(code);
-  });
+  test.each(broken)(
+    'refuses with %s when that alone is wrong',
+    (code, { key, question, request, workspace }) => {
+      const asked = { ...question, request: { ...QUESTION.request, ...request } };
+      expect(ask(key, asked, { workspace: workspace ?? {} })).toBe(code);
+    },
+  );
 
   test('names the first failure in the order of the contract, whatever else is wrong', () => {
     fc.assert(
       fc.property(fc.subarray(broken, { minLength: 1 }), (chosen) => {
         const key = Object.assign({}, ...chosen.map(([, wrong]) => wrong.key ?? {}));
+        const workspace = Object.assign({}, ...chosen.map(([, wrong]) => wrong.workspace ?? {}));
         const question = Object.assign({}, ...chosen.map(([, wrong]) => wrong.question ?? {}));
         const request = Object.assign(
           {},
           QUESTION.request,
           ...chosen.map(([, wrong]) => wrong.request ?? {}),
         );
-        expect(ask(key, { ...question, request })).toBe(chosen.at(-1)?.[0]);
+        expect(ask(key, { ...question, request }, { workspace })).toBe(chosen.at(-1)?.[0]);
       }),
     );
   });

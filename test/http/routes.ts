@@ -2,7 +2,7 @@ import type { Permission } from '../../src/domain/scope.ts';
 
 /** A route, with a request that a caller with its permission is answered 2xx to. */
 export interface Route {
-  readonly method: 'GET' | 'POST' | 'PATCH' | 'DELETE';
+  readonly method: 'GET' | 'POST' | 'PUT' | 'PATCH' | 'DELETE';
   /** As the document writes it. */
   readonly path: string;
   /** `null`: any service key. */
@@ -24,6 +24,8 @@ export const ROUTES: readonly Route[] = [
   { method: 'PATCH', path: '/v1/api-keys/{id}', permission: 'keys:write', body: { name: 'Renamed' } },
   { method: 'POST', path: '/v1/api-keys/{id}/revoke', permission: 'keys:write', body: { reason: 'leaked' } },
   { method: 'DELETE', path: '/v1/api-keys/{id}', permission: 'keys:write' },
+  { method: 'GET', path: '/v1/workspaces/{id}', permission: 'keys:read' },
+  { method: 'PUT', path: '/v1/workspaces/{id}', permission: 'workspaces:write', body: { name: 'Acme' } },
   { method: 'POST', path: '/v1/workspaces/{id}/revoke-keys', permission: 'keys:write', body: {} },
   { method: 'POST', path: '/v1/introspect', permission: 'introspect', body: { key: 'no key at all' } },
 ];

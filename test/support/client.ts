@@ -20,6 +20,7 @@ export interface Client {
   send(method: string, path: string, options?: SendOptions): Promise<Answer>;
   get(path: string, options?: SendOptions): Promise<Answer>;
   post(path: string, body?: unknown, options?: SendOptions): Promise<Answer>;
+  put(path: string, body?: unknown, options?: SendOptions): Promise<Answer>;
   patch(path: string, body?: unknown, options?: SendOptions): Promise<Answer>;
   delete(path: string, body?: unknown, options?: SendOptions): Promise<Answer>;
   /** Creates a key in `ws_acme` unless told otherwise; fails the test if it cannot. */
@@ -60,6 +61,7 @@ export function createClient(
     send,
     get: (path, options) => send('GET', path, options),
     post: (path, body, options) => send('POST', path, { ...options, body }),
+    put: (path, body, options) => send('PUT', path, { ...options, body }),
     patch: (path, body, options) => send('PATCH', path, { ...options, body }),
     delete: (path, body, options) => send('DELETE', path, { ...options, body }),
     async createKey(settings = {}, options) {

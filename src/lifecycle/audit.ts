@@ -1,0 +1,69 @@
+import { isDeepStrictEqual } from 'node:util';
+import type { Caller } from '../domain/caller.ts';
+import type { JsonObject, Key } from '../domain/key.ts';
+import type { Restrictions } from '../domain/restriction.ts';
+import type { WorkspaceSettings } from '../domain/workspace.ts';
+import type { Actor } from '../storage/audit.ts';
+
+/** Where and in which request the caller acts. */
+export interface Origin {
+  readonly address: string;
+  readonly requestId: string;
+}
+
+export function actorOf(caller: Caller, origin: Origin): Actor {
+  return { keyId: caller.keyId, address: origin.address, requestId: origin.requestId };
+}
+
+/** A key as an audit event shows it. */
+export function keyShown(key: Key): JsonObject {
+  return {
+    name: key.name,
+    environment: key.environment,
+    scopes: [...key.scopes],
+    restrictions:
+      key.restrictions === null
+        ? null
+        : { ...key.restrictions, allowed_endpoints: endpointsOf(key.restrictions) },
+    rate_limit: key.rateLimit === null ? null : { ...key.rateLimit },
+    metadata: key.metadata,
+    created_by: key.createdBy,
+    expires_at: key.expiresAt === null ? null : isoTime(key.expiresAt),
+  };
+}
+
+/** A workspace's settings as an audit event shows them. */
+export function workspaceShown({ name, limits, rateLimit, disabled }: WorkspaceSettings): JsonObject {
+  return {
+    name,
+    limits: {
+      max_active_keys: limits.maxActiveKeys,
+      allowed_scopes: limits.allowedScopes === null ? null : [...limits.allowedScopes],
+      max_key_lifetime_days: limits.maxKeyLifetimeDays,
+    },
+    rate_limit: rateLimit === null ? null : { ...rateLimit },
+    disabled,
+  };
+}
+
+function endpointsOf({ allowed_endpoints: endpoints }: Restrictions): JsonObject[] | null {
+  if (endpoints === null) return null;
+  return endpoints.map(({ methods, path }) => ({ methods: methods == null ? null : [...methods], path }));
+}
+
+/** The members that differ, as they were and as they are; `undefined` where none does. */
+export function changedMembers(
+  before: JsonObject,
+  after: JsonObject,
+): { before: JsonObject; after: JsonObject } | undefined {
+  // The order of an object's members means nothing, and jsonb does not keep it.
+  const changed = Object.keys(after).filter((member) => !isDeepStrictEqual(before[member], after[member]));
+  if (changed.length === 0) return undefined;
+  const pick = (values: JsonObject): JsonObject =>
+    Object.fromEntries(changed.map((member) => [member, values[member] ?? null]));
+  return { before: pick(before), after: pick(after) };
+}
+
+export function isoTime(timeMs: number): string {
+  return new Date(timeMs).toISOString();
+}
