@@ -26,12 +26,16 @@ export interface Process {
   stop(signal?: NodeJS.Signals): Promise<void>;
 }
 
+export interface BenchDatabase {
+  readonly url: string;
+  /** Runs SQL on a connection of its own, past the service. */
+  query<Row extends pg.QueryResultRow>(sql: string, values?: readonly unknown[]): Promise<Row[]>;
+}
+
 export interface Bench {
   readonly folder: string;
   /** A database of its own on the bench's PostgreSQL. */
-  createDatabase(
-    name: string,
-  ): Promise<{ url: string; query<T extends pg.QueryResultRow>(sql: string): Promise<T[]> }>;
+  createDatabase(name: string): Promise<BenchDatabase>;
   bare(answerBytes: number): Promise<Process>;
   /** An instance of the compiled service; `token` is the first admin key where it made one. */
   service(
@@ -59,7 +63,10 @@ export async function openBench(): Promise<Bench> {
       const client = new pg.Client({ connectionString: url.href });
       await client.connect();
       closers.push(() => client.end());
-      return { url: url.href, query: async (sql) => (await client.query(sql)).rows };
+      return {
+        url: url.href,
+        query: async (sql, values = []) => (await client.query(sql, [...values])).rows,
+      };
     },
     async bare(answerBytes) {
       return start(['bench/bare.js', String(answerBytes)], {}, closers);

@@ -1,6 +1,7 @@
+import { keyIdFromUuid } from '../../src/domain/key-id.ts';
 import { type Bench, call, quantile } from '../harness.ts';
 import type { Figure, Options } from '../run.ts';
-import { makeKeys } from './keys.ts';
+import { fillWithKeys } from './keys.ts';
 
 const REVOCATIONS = 300;
 const LEASE_SECONDS = 2;
@@ -15,17 +16,9 @@ export async function changes(bench: Bench, _options: Options): Promise<Figure[]
     await bench.service(database.url, environment),
     await bench.service(database.url, environment),
   ];
-  const { insert } = await makeKeys(REVOCATIONS + 1);
-  await database.query(insert);
-  const listed: { id: string }[] = [];
-  for (let cursor: string | null = ''; cursor !== null; ) {
-    const page = await call(first, token, `/v1/api-keys?limit=100${cursor && `&cursor=${cursor}`}`, {
-      method: 'GET',
-    });
-    listed.push(...page.data);
-    cursor = page.pagination.next_cursor;
-  }
-  const ids = listed.map((key) => key.id);
+  await fillWithKeys(database, { count: REVOCATIONS + 1, workspaces: 1 });
+  const rows = await database.query<{ id: string }>("SELECT id FROM api_keys WHERE workspace_id <> 'system'");
+  const ids = rows.map(({ id }) => keyIdFromUuid(id));
 
   const waits: number[] = [];
   for (const id of ids.slice(0, REVOCATIONS)) {

@@ -2,7 +2,7 @@ import { execFile } from 'node:child_process';
 import { promisify } from 'node:util';
 import { type Bench, median } from '../harness.ts';
 import type { Figure, Options } from '../run.ts';
-import { makeKeys } from './keys.ts';
+import { storeHashedKeys } from './keys.ts';
 
 const KEYS_PER_ROUND = 120;
 
@@ -12,10 +12,12 @@ export async function cold(bench: Bench, { rounds }: Options): Promise<Figure[]>
   const service = await bench.service(database.url, { VERIFICATION_MEMO: 'off' });
   const ratios: number[] = [];
   for (let round = 0; round < rounds; round++) {
-    const { tokens, insert } = await makeKeys(KEYS_PER_ROUND);
-    await database.query(insert);
+    const keys = await storeHashedKeys(database, KEYS_PER_ROUND);
     const raw = await rawArgon2(2);
-    const { succeeded, seconds } = await introspectAll(service, tokens);
+    const { succeeded, seconds } = await introspectAll(
+      service,
+      keys.map(({ token }) => token),
+    );
     const again = await rawArgon2(2);
     ratios.push(succeeded / seconds / ((raw + again) / 2));
   }
