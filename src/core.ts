@@ -5,7 +5,9 @@ import { createTokenMint } from './domain/token.ts';
 import { openEmbeddedPostgres } from './embedded-postgres.ts';
 import { createKeyLifecycle, type KeyLifecycle } from './lifecycle/keys.ts';
 import { createWorkspaceLifecycle, type WorkspaceLifecycle } from './lifecycle/workspaces.ts';
+import { type RecordingObserver, UNOBSERVED_RECORDING } from './recording/observer.ts';
 import { createRecorder, type Recorder } from './recording/recorder.ts';
+import { createUsageKeeper, type UsageKeeper } from './recording/usage.ts';
 import { createDatabase, type Database } from './storage/database.ts';
 import { countUncoveredSecrets, storeSecret } from './storage/key-secrets.ts';
 import { migrateDatabase } from './storage/migrations.ts';
@@ -40,6 +42,7 @@ export interface Core {
   readonly lifecycle: KeyLifecycle;
   readonly recorder: Recorder;
   readonly workspaces: WorkspaceLifecycle;
+  readonly usage: UsageKeeper;
   /** Keys of one purpose, derived from each secret, newest first. */
   deriveKeys(purpose: KeyPurpose): readonly [Buffer, ...Buffer[]];
   /** Where the embedded database keeps its files, if that is not the folder asked for. */
@@ -59,6 +62,7 @@ export interface CoreOptions {
   readonly role: 'service' | 'visitor';
   report(event: { readonly message: string; readonly cause?: unknown }): void;
   readonly observer?: EngineObserver;
+  readonly recordingObserver?: RecordingObserver;
   /** Rules that a test switches off, to see that it notices. */
   readonly broken?: ReadonlySet<BrokenRule>;
 }
@@ -92,7 +96,13 @@ export async function openCore(config: Config, options: CoreOptions): Promise<Co
 async function assemble(
   config: Config,
   { url, secrets: [newest, ...older] }: { url: string; secrets: readonly [string, ...string[]] },
-  { role, report, observer = UNOBSERVED, broken = new Set() }: CoreOptions,
+  {
+    role,
+    report,
+    observer = UNOBSERVED,
+    recordingObserver = UNOBSERVED_RECORDING,
+    broken = new Set(),
+  }: CoreOptions,
 ): Promise<Omit<Core, 'movedTo'>> {
   const listenUrl = config.DATABASE_LISTEN_URL ?? url;
   await migrateDatabase(listenUrl);
@@ -118,7 +128,8 @@ async function assemble(
     report,
     broken,
   });
-  const recorder = createRecorder({ database, keepers: [], isOn: config.RECORDING });
+  const usage = createUsageKeeper({ database, observer: recordingObserver, report });
+  const recorder = createRecorder({ database, keepers: [usage], isOn: config.RECORDING });
   const close = async (flushWithinMs = FLUSH_WITHIN_MS) => {
     // Before the lease goes: as long as others count on this instance, it has told what it did.
     await recorder.close(flushWithinMs);
@@ -175,6 +186,7 @@ async function assemble(
       lifecycle,
       workspaces,
       recorder,
+      usage,
       deriveKeys,
       close,
     };

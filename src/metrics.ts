@@ -1,19 +1,24 @@
 import { Counter, collectDefaultMetrics, Gauge, Histogram, Registry } from 'prom-client';
 import type { Core } from './core.ts';
+import { OUTCOMES } from './domain/decision.ts';
+import type { RecordingObserver } from './recording/observer.ts';
 import type { EngineObserver } from './verification/observer.ts';
 
 /** What Prometheus scrapes (contract §8). */
 export interface Metrics {
   /** To be told of what happens in the engine. */
   readonly observer: EngineObserver;
+  /** To be told of what happens in the recorder. */
+  readonly recordingObserver: RecordingObserver;
   /** Reads the sizes of what was put together, at each scrape. */
-  watch(core: Pick<Core, 'cache' | 'hasher' | 'membership'>): void;
+  watch(core: Pick<Core, 'cache' | 'hasher' | 'membership' | 'usage'>): void;
   /** The metrics in Prometheus' text format, and its content type. */
   render(): Promise<{ readonly text: string; readonly contentType: string }>;
 }
 
 const PREFIX = 'claviger_';
 const ARGON2_BUCKETS_SECONDS = [0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5];
+const FLUSH_BUCKETS_SECONDS = [0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10];
 const CHANGE_BUCKETS_SECONDS = [0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.5, 1, 5, 10, 30, 100, 310];
 
 export function createMetrics(): Metrics {
@@ -82,6 +87,19 @@ export function createMetrics(): Metrics {
     'Time from the commit of a change until it held on every instance.',
     CHANGE_BUCKETS_SECONDS,
   );
+  const introspections = counts(
+    'introspections_total',
+    'Introspections, by what they came to.',
+    'outcome',
+    OUTCOMES,
+  );
+  const flushTime = histogram(
+    'usage_flush_seconds',
+    'Time to commit a batch of usage.',
+    FLUSH_BUCKETS_SECONDS,
+  );
+  const flushFailures = counter('usage_flush_failures_total', 'Batches of usage that will be tried again.');
+  const droppedUsage = counter('usage_dropped_total', 'Introspections that are in no count.');
 
   return {
     observer: {
@@ -100,7 +118,17 @@ export function createMetrics(): Metrics {
       left: ends,
     },
 
-    watch({ cache, hasher, membership }) {
+    recordingObserver: {
+      introspected: introspections,
+      usageFlushed: ({ tookMs }) => flushTime.observe(tookMs / 1000),
+      usageFlushFailed: () => flushFailures.inc(),
+      usageDropped: (count) => droppedUsage.inc(count),
+    },
+
+    watch({ cache, hasher, membership, usage }) {
+      gauge('usage_pending', 'Keys whose usage waits in memory to be written, by the hour.', () =>
+        usage.pending(),
+      );
       gauge('cached_keys', 'Keys that memory knows.', () => cache.size);
       gauge('argon2_running', 'Argon2 computations under way.', () => hasher.load().running);
       gauge('argon2_waiting', 'Argon2 computations that wait for a slot.', () => hasher.load().waiting);

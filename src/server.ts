@@ -104,6 +104,7 @@ export async function serve(config: Config, options: Pick<CoreOptions, 'broken'>
     role: 'service',
     report: reporterOf(logger),
     observer: metrics.observer,
+    recordingObserver: metrics.recordingObserver,
     ...options,
   });
   metrics.watch(core);

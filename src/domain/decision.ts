@@ -19,6 +19,10 @@ export const REFUSALS = {
 
 export type RefusalCode = keyof typeof REFUSALS;
 
+/** What an introspection can come to, as usage and logs name it. */
+export type Outcome = 'active' | RefusalCode;
+export const OUTCOMES = ['active', ...Object.keys(REFUSALS)] as readonly Outcome[];
+
 /** What is held in memory to decide on a key: its row, its workspace's, and its restrictions, compiled. */
 export interface KeyRecord {
   readonly key: Key;

@@ -35,6 +35,21 @@ export const PARTITIONED_TABLES = {
     ahead: 3,
     appendOnly: true,
   },
+  usage: {
+    name: 'usage',
+    by: { column: 'hour', type: 'time' },
+    period: 'month',
+    behind: 0,
+    ahead: 3,
+  },
+  // The month before too: reports may be a week old.
+  usage_durations: {
+    name: 'usage_durations',
+    by: { column: 'hour', type: 'time' },
+    period: 'month',
+    behind: 1,
+    ahead: 3,
+  },
 } as const satisfies Record<string, PartitionedTable>;
 
 export interface Partition {

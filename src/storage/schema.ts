@@ -1,5 +1,6 @@
 import { sql } from 'drizzle-orm';
 import {
+  bigint,
   boolean,
   check,
   customType,
@@ -262,3 +263,72 @@ export const verifiedSecrets = pgTable('verified_secrets', {
   keyId: uuid('key_id').primaryKey(),
   mac: bytea().notNull(),
 });
+
+/**
+ * How many introspections of a key came to what outcome, by the hour; under `EVERY_KEY`, all keys of the workspace.
+ * Partitioned by month, by hand.
+ */
+export const usage = pgTable(
+  'usage',
+  {
+    workspaceId: text('workspace_id').notNull(),
+    keyId: uuid('key_id').notNull(),
+    /** Its beginning. */
+    hour: time('hour').notNull(),
+    /** `active`, or the code of the refusal. */
+    code: text().notNull(),
+    count: bigint({ mode: 'number' }).notNull(),
+  },
+  (table) => [
+    primaryKey({ columns: [table.workspaceId, table.keyId, table.hour, table.code] }),
+    check('usage_count_form', sql`${table.count} > 0`),
+  ],
+);
+
+/** Reported response times, in the buckets of domain/duration-histogram.ts. Keyed and partitioned as `usage` is. */
+export const usageDurations = pgTable(
+  'usage_durations',
+  {
+    workspaceId: text('workspace_id').notNull(),
+    keyId: uuid('key_id').notNull(),
+    hour: time('hour').notNull(),
+    bucket: smallint().notNull(),
+    count: bigint({ mode: 'number' }).notNull(),
+    /** All durations of the bucket together, in microseconds: a sum of whole numbers is exact in any order. */
+    sumUs: bigint('sum_us', { mode: 'number' }).notNull(),
+  },
+  (table) => [
+    primaryKey({ columns: [table.workspaceId, table.keyId, table.hour, table.bucket] }),
+    check('usage_durations_form', sql`${table.count} > 0 AND ${table.sumUs} >= 0`),
+  ],
+);
+
+/** The last batch of counts that each recorder has committed: a batch that is sent twice is counted once. */
+export const usageFlushes = pgTable(
+  'usage_flushes',
+  {
+    recorder: uuid().primaryKey(),
+    sequence: bigint({ mode: 'number' }).notNull(),
+    at: time('at').notNull().defaultNow(),
+  },
+  (table) => [index('usage_flushes_at').on(table.at)],
+);
+
+/**
+ * When a key was last used. Apart from `api_keys`, whose every index would be written with each use. A trigger makes
+ * the row with the key, so that keys that were never used are found by the same index.
+ */
+export const keyUses = pgTable(
+  'key_uses',
+  {
+    keyId: uuid('key_id').primaryKey(),
+    /** The last use; before the first one, the creation. */
+    idleSince: time('idle_since').notNull(),
+    lastUsed: time('last_used'),
+    lastUsedIp: text('last_used_ip'),
+  },
+  (table) => [
+    index('key_uses_idle_since').on(table.idleSince),
+    check('key_uses_form', sql`${table.lastUsed} IS NULL OR ${table.lastUsed} <= ${table.idleSince}`),
+  ],
+);

@@ -46,6 +46,7 @@ export async function createTestApp(
     role: 'service',
     report: reporterOf(logger),
     observer: metrics.observer,
+    recordingObserver: metrics.recordingObserver,
   });
   metrics.watch(core);
   const admin = await core.lifecycle.createAdmin(`Test admin ${randomBytes(4).toString('hex')}`);

@@ -1,0 +1,21 @@
+import type { Outcome } from '../domain/decision.ts';
+
+/** What the recorder tells of itself as it happens; metrics are made of it. Every call is cheap and throws nothing. */
+export interface RecordingObserver {
+  /** An introspection has come to this. */
+  introspected(outcome: Outcome): void;
+  /** A batch of usage is committed. */
+  usageFlushed(batch: { readonly keys: number; readonly tookMs: number }): void;
+  /** A batch of usage was not, or its answer was lost: it is kept and tried again. */
+  usageFlushFailed(): void;
+  /** Introspections that are in no count, for want of room or of time. */
+  usageDropped(count: number): void;
+}
+
+/** For whom nobody watches. */
+export const UNOBSERVED_RECORDING: RecordingObserver = {
+  introspected: () => undefined,
+  usageFlushed: () => undefined,
+  usageFlushFailed: () => undefined,
+  usageDropped: () => undefined,
+};

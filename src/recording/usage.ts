@@ -1,0 +1,306 @@
+import { randomUUID } from 'node:crypto';
+import { setTimeout as sleep } from 'node:timers/promises';
+import { formatAddress, parseAddress } from '../domain/address.ts';
+import { OUTCOMES, type Outcome } from '../domain/decision.ts';
+import { bucketOf } from '../domain/duration-histogram.ts';
+import type { Key } from '../domain/key.ts';
+import type { KeyId } from '../domain/key-id.ts';
+import type { Database } from '../storage/database.ts';
+import {
+  addDurations,
+  addUsage,
+  beginFlush,
+  forgetOldRecorders,
+  forgetRecorder,
+  type KeyUse,
+  noteUses,
+  type UsageCount,
+} from '../storage/usage.ts';
+import { type RecordingObserver, UNOBSERVED_RECORDING } from './observer.ts';
+import type { Keeper } from './recorder.ts';
+
+/*
+ * How often keys were used, with what outcome, and when last (docs/watching.md).
+ *
+ * A tally is what one key came to within one hour since it was last written. Tallies gather in memory; a flush takes
+ * them out, a batch at a time. A batch has a number and is written in one transaction, which says so:
+ *
+ *   gathering ── taken ──> in flight ── committed ──> gone
+ *                             │  ^
+ *                             └──┘ failed, or its answer was lost: the same batch under the same number again
+ *
+ * At most one batch is in flight. The transaction of a number that was committed before writes nothing, so that each
+ * count is written exactly once, however often its batch is sent. What happens meanwhile is added to the tallies
+ * that gather: an outage costs memory by keys and hours, not by requests.
+ */
+
+export interface UsageOptions {
+  readonly database: Database;
+  readonly observer?: RecordingObserver;
+  /** Told of what an operator should know: counts that wait, and counts that are lost. */
+  report(event: { readonly message: string; readonly cause?: unknown }): void;
+  /** For tests: tallies that memory may hold. */
+  readonly maxTallies?: number;
+}
+
+export interface UsageKeeper extends Keeper {
+  /** Tallies in memory, those in flight among them. */
+  pending(): number;
+}
+
+const HOUR_MS = 3_600_000;
+/** With the time of the flush itself, what a kill loses is less than a second old. */
+const FLUSH_EVERY_MS = 800;
+/** A batch is committed within a fraction of the time that a statement may take, and made without a pause to notice. */
+const BATCH_TALLIES = 5_000;
+/**
+ * The bound of memory while the database is away: about 300 bytes each. A tally takes a key that memory can answer
+ * for, so that there are at most CACHED_KEYS for each hour.
+ */
+const MAX_TALLIES = 1_000_000;
+/** Service keys whose use is noted with one flush. */
+const MAX_CALLERS = 5_000;
+const CLOSING_RETRY_MS = 100;
+/** Recorders that were killed leave a row; no batch waits for its answer that long. */
+const FORGET_AFTER_DAYS = 7;
+const FORGET_EVERY_MS = 3_600_000;
+
+const INDEX_OF = Object.fromEntries(OUTCOMES.map((outcome, index) => [outcome, index])) as Record<
+  Outcome,
+  number
+>;
+
+interface Tally {
+  readonly keyId: KeyId;
+  readonly workspaceId: string;
+  /** By the index of the outcome. */
+  readonly counts: number[];
+  /** Database time of the last success; 0: none. */
+  usedAt: number;
+  /** The client's address then, as it was told, which may be no address. */
+  usedIp: string | null | undefined;
+}
+
+interface Batch {
+  readonly sequence: number;
+  readonly tallies: number;
+  readonly counts: readonly UsageCount[];
+  readonly uses: ReadonlyMap<KeyId, KeyUse>;
+}
+
+/** Counts introspections, and notes last uses. */
+export function createUsageKeeper(options: UsageOptions): UsageKeeper {
+  const { database, observer = UNOBSERVED_RECORDING, report, maxTallies = MAX_TALLIES } = options;
+  const recorder = randomUUID();
+  /** By the hour, then by key. */
+  const hours = new Map<number, Map<KeyId, Tally>>();
+  let currentHour = Number.NaN;
+  let current = new Map<KeyId, Tally>();
+  let gathering = 0;
+  const callers = new Map<KeyId, KeyUse>();
+  let inFlight: Batch | undefined;
+  let sequence = 0;
+  let timer: NodeJS.Timeout | undefined;
+  let flushing: Promise<boolean> | undefined;
+  let failing = false;
+  let closed = false;
+  let lastForgotten = Number.NEGATIVE_INFINITY;
+
+  /** The tally of a key for the current hour; `undefined` where there is no more room. */
+  function openTally(key: Key): Tally | undefined {
+    if (gathering >= maxTallies) {
+      observer.usageDropped(1);
+      return undefined;
+    }
+    const tally: Tally = {
+      keyId: key.id,
+      workspaceId: key.workspaceId,
+      counts: OUTCOMES.map(() => 0),
+      usedAt: 0,
+      usedIp: null,
+    };
+    current.set(key.id, tally);
+    gathering++;
+    schedule(FLUSH_EVERY_MS);
+    return tally;
+  }
+
+  function turnToHour(hour: number): void {
+    currentHour = hour;
+    current = hours.get(hour) ?? new Map();
+    hours.set(hour, current);
+  }
+
+  function schedule(inMs: number): void {
+    if (timer !== undefined || flushing !== undefined || closed) return;
+    timer = setTimeout(() => {
+      timer = undefined;
+      const startedAt = performance.now();
+      void flush().then((done) => {
+        const spent = done ? performance.now() - startedAt : 0;
+        if (isPending()) schedule(Math.max(0, FLUSH_EVERY_MS - spent));
+      });
+    }, inMs);
+  }
+
+  const isPending = () => gathering > 0 || callers.size > 0 || inFlight !== undefined;
+
+  /** Writes what there is at this time; answers whether it did. One flush at a time. */
+  function flush(): Promise<boolean> {
+    flushing ??= writeAll().finally(() => {
+      flushing = undefined;
+    });
+    return flushing;
+  }
+
+  async function writeAll(): Promise<boolean> {
+    // What comes in meanwhile waits for its own flush, or this one might never end.
+    let tallies = gathering;
+    try {
+      do {
+        inFlight ??= takeBatch(tallies);
+        tallies -= inFlight.tallies;
+        await write(inFlight);
+        inFlight = undefined;
+      } while (tallies > 0);
+    } catch (cause) {
+      observer.usageFlushFailed();
+      if (!failing) report({ message: 'usage could not be written; it is kept and tried again', cause });
+      failing = true;
+      return false;
+    }
+    if (failing) report({ message: 'usage is written again' });
+    failing = false;
+    return true;
+  }
+
+  function takeBatch(limit: number): Batch {
+    const counts: UsageCount[] = [];
+    const uses = new Map(callers);
+    callers.clear();
+    let tallies = 0;
+    for (const [hour, ofHour] of hours) {
+      for (const tally of ofHour.values()) {
+        if (tallies >= Math.min(limit, BATCH_TALLIES)) break;
+        tallies++;
+        ofHour.delete(tally.keyId);
+        addCounts(counts, tally, hour * HOUR_MS);
+        if (tally.usedAt > (uses.get(tally.keyId)?.at ?? 0)) {
+          uses.set(tally.keyId, { at: tally.usedAt, ip: addressOf(tally.usedIp) });
+        }
+      }
+      if (ofHour.size === 0 && ofHour !== current) hours.delete(hour);
+    }
+    gathering -= tallies;
+    sequence += 1;
+    return { sequence, tallies, counts, uses };
+  }
+
+  async function write(batch: Batch): Promise<void> {
+    const startedAt = performance.now();
+    await database.transaction(async (executor) => {
+      if (!(await beginFlush(executor, { recorder, sequence: batch.sequence }))) return;
+      await addUsage(executor, batch.counts);
+      await noteUses(executor, batch.uses);
+    });
+    observer.usageFlushed({ keys: batch.tallies, tookMs: performance.now() - startedAt });
+    if (startedAt - lastForgotten < FORGET_EVERY_MS) return;
+    lastForgotten = startedAt;
+    // Nobody waits for it, and the next hour brings another.
+    database.read((executor) => forgetOldRecorders(executor, FORGET_AFTER_DAYS)).catch(() => undefined);
+  }
+
+  /** Writes the rest, again and again until it is written or the time is over. */
+  async function finish(deadline: number): Promise<void> {
+    while (isPending() || flushing !== undefined) {
+      if (!(await flush())) await sleep(CLOSING_RETRY_MS);
+      if (performance.now() >= deadline) return;
+    }
+    if (sequence > 0) await database.read((executor) => forgetRecorder(executor, recorder));
+  }
+
+  return {
+    introspected(decision, facts) {
+      const outcome = decision.active ? 'active' : decision.code;
+      observer.introspected(outcome);
+      const { record, nowMs } = decision;
+      if (record === undefined || nowMs === undefined) return;
+      const hour = Math.floor(nowMs / HOUR_MS);
+      if (hour !== currentHour) turnToHour(hour);
+      const tally = current.get(record.key.id) ?? openTally(record.key);
+      if (tally === undefined) return;
+      const index = INDEX_OF[outcome];
+      tally.counts[index] = (tally.counts[index] ?? 0) + 1;
+      if (!decision.active || nowMs < tally.usedAt) return;
+      tally.usedAt = nowMs;
+      tally.usedIp = facts?.ip;
+    },
+
+    called(caller, address) {
+      // Once a flush: a service key is used with each request there is.
+      if (callers.has(caller.keyId) || callers.size >= MAX_CALLERS) return;
+      callers.set(caller.keyId, { at: caller.now, ip: addressOf(address()) });
+      schedule(FLUSH_EVERY_MS);
+    },
+
+    reported: (executor, reports) =>
+      addDurations(
+        executor,
+        reports.map(({ keyId, workspaceId, at, durationMs }) => ({
+          keyId,
+          workspaceId,
+          hourMs: Math.floor(at / HOUR_MS) * HOUR_MS,
+          bucket: bucketOf(durationMs),
+          count: 1,
+          sumUs: Math.round(durationMs * 1000),
+        })),
+      ),
+
+    pending: () => gathering + (inFlight?.tallies ?? 0),
+
+    async close(withinMs) {
+      closed = true;
+      clearTimeout(timer);
+      const over = new AbortController();
+      const deadline = performance.now() + withinMs;
+      const written = finish(deadline).catch(() => undefined);
+      await Promise.race([
+        written,
+        sleep(withinMs, undefined, { signal: over.signal }).catch(() => undefined),
+      ]);
+      over.abort();
+      const lost = countPending();
+      if (lost === 0) return;
+      observer.usageDropped(lost);
+      report({ message: `${lost} introspections could not be counted: the database was away to the end` });
+    },
+  };
+
+  function countPending(): number {
+    let introspections = 0;
+    for (const { count } of inFlight?.counts ?? []) introspections += count;
+    for (const ofHour of hours.values()) {
+      for (const { counts } of ofHour.values()) {
+        for (const count of counts) introspections += count;
+      }
+    }
+    return introspections;
+  }
+}
+
+function addCounts(
+  counts: UsageCount[],
+  { keyId, workspaceId, counts: byIndex }: Tally,
+  hourMs: number,
+): void {
+  for (const [index, code] of OUTCOMES.entries()) {
+    const count = byIndex[index] ?? 0;
+    if (count > 0) counts.push({ workspaceId, keyId, hourMs, code, count });
+  }
+}
+
+/** The address in its one spelling; `null` for what is none. */
+function addressOf(text: string | null | undefined): string | null {
+  const address = typeof text === 'string' ? parseAddress(text) : undefined;
+  return address === undefined ? null : formatAddress(address);
+}

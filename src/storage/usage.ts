@@ -1,0 +1,210 @@
+import { and, asc, eq, gte, inArray, lt, sql } from 'drizzle-orm';
+import type { DurationBucket } from '../domain/duration-histogram.ts';
+import { type KeyId, keyIdFromUuid, keyIdToUuid } from '../domain/key-id.ts';
+import type { Executor } from './database.ts';
+import { keyUses, usage, usageDurations, usageFlushes } from './schema.ts';
+
+/** In place of a key's id: all keys of the workspace together, whose usage then is as cheap to read as one key's. */
+const EVERY_KEY = '00000000-0000-0000-0000-000000000000';
+
+/** So many introspections of a key came to this outcome within the hour that begins at `hourMs`. */
+export interface UsageCount {
+  readonly workspaceId: string;
+  readonly keyId: KeyId;
+  readonly hourMs: number;
+  readonly code: string;
+  readonly count: number;
+}
+
+/** So many reported durations of a key fell into this bucket within the hour. */
+export interface DurationCount extends DurationBucket {
+  readonly workspaceId: string;
+  readonly keyId: KeyId;
+  readonly hourMs: number;
+}
+
+/** When a key was used last, and the client's address then, where it was told. */
+export interface KeyUse {
+  readonly at: number;
+  readonly ip: string | null;
+}
+
+/**
+ * Takes note that this batch is being written. Answers `false` for one that was committed before, which then must
+ * not be written again. Comes first in its transaction: one that still runs, sent over a connection that was lost,
+ * is waited for here.
+ */
+export async function beginFlush(
+  executor: Executor,
+  { recorder, sequence }: { recorder: string; sequence: number },
+): Promise<boolean> {
+  const rows = await executor
+    .insert(usageFlushes)
+    .values({ recorder, sequence })
+    .onConflictDoUpdate({
+      target: usageFlushes.recorder,
+      set: { sequence, at: sql`now()` },
+      setWhere: lt(usageFlushes.sequence, sequence),
+    })
+    .returning({ recorder: usageFlushes.recorder });
+  return rows.length > 0;
+}
+
+/** Forgets a recorder whose last batch is known to be committed. */
+export async function forgetRecorder(executor: Executor, recorder: string): Promise<void> {
+  await executor.delete(usageFlushes).where(eq(usageFlushes.recorder, recorder));
+}
+
+/** Forgets recorders that were killed: none has waited this long for the answer to a batch. */
+export async function forgetOldRecorders(executor: Executor, olderThanDays: number): Promise<void> {
+  await executor
+    .delete(usageFlushes)
+    .where(lt(usageFlushes.at, sql`now() - make_interval(days => ${olderThanDays})`));
+}
+
+/**
+ * Adds counts, to those of the key and to those of its workspace. The rows of workspaces, which every instance
+ * writes, come last, so that they are locked for the shortest time; and all come in one order, so that no two
+ * instances wait for each other.
+ */
+export async function addUsage(executor: Executor, counts: readonly UsageCount[]): Promise<void> {
+  if (counts.length === 0) return;
+  const added = JSON.stringify(
+    counts.map(({ workspaceId, keyId, hourMs, code, count }) => ({
+      w: workspaceId,
+      k: keyIdToUuid(keyId),
+      h: hourMs,
+      c: code,
+      n: count,
+    })),
+  );
+  await executor.execute(sql`
+    WITH added AS (SELECT w, k, to_timestamp(h / 1000) AS h, c, n
+      FROM json_to_recordset(${added}::json) AS entry(w text, k uuid, h float8, c text, n bigint))
+    INSERT INTO usage AS known (workspace_id, key_id, hour, code, count)
+    SELECT * FROM (
+      SELECT w, k, h, c, sum(n) FROM added GROUP BY w, k, h, c
+      UNION ALL SELECT w, ${EVERY_KEY}::uuid, h, c, sum(n) FROM added GROUP BY w, h, c
+    ) AS rows(w, k, h, c, n)
+    ORDER BY k = ${EVERY_KEY}::uuid, w, k, h, c
+    ON CONFLICT (workspace_id, key_id, hour, code) DO UPDATE SET count = known.count + excluded.count`);
+}
+
+/** Adds reported durations, in the same way. */
+export async function addDurations(executor: Executor, counts: readonly DurationCount[]): Promise<void> {
+  if (counts.length === 0) return;
+  const added = JSON.stringify(
+    counts.map(({ workspaceId, keyId, hourMs, bucket, count, sumUs }) => ({
+      w: workspaceId,
+      k: keyIdToUuid(keyId),
+      h: hourMs,
+      b: bucket,
+      n: count,
+      s: sumUs,
+    })),
+  );
+  await executor.execute(sql`
+    WITH added AS (SELECT w, k, to_timestamp(h / 1000) AS h, b, n, s
+      FROM json_to_recordset(${added}::json) AS entry(w text, k uuid, h float8, b smallint, n bigint, s bigint))
+    INSERT INTO usage_durations AS known (workspace_id, key_id, hour, bucket, count, sum_us)
+    SELECT * FROM (
+      SELECT w, k, h, b, sum(n), sum(s) FROM added GROUP BY w, k, h, b
+      UNION ALL SELECT w, ${EVERY_KEY}::uuid, h, b, sum(n), sum(s) FROM added GROUP BY w, h, b
+    ) AS rows(w, k, h, b, n, s)
+    ORDER BY k = ${EVERY_KEY}::uuid, w, k, h, b
+    ON CONFLICT (workspace_id, key_id, hour, bucket)
+      DO UPDATE SET count = known.count + excluded.count, sum_us = known.sum_us + excluded.sum_us`);
+}
+
+/** Notes last uses. One that is older than what is known changes nothing. */
+export async function noteUses(executor: Executor, uses: ReadonlyMap<KeyId, KeyUse>): Promise<void> {
+  if (uses.size === 0) return;
+  const noted = JSON.stringify([...uses].map(([id, { at, ip }]) => ({ k: keyIdToUuid(id), t: at, ip })));
+  await executor.execute(sql`
+    INSERT INTO key_uses AS known (key_id, idle_since, last_used, last_used_ip)
+    SELECT k, to_timestamp(t / 1000), to_timestamp(t / 1000), ip
+    FROM json_to_recordset(${noted}::json) AS entry(k uuid, t float8, ip text)
+    ORDER BY k
+    ON CONFLICT (key_id) DO UPDATE SET idle_since = greatest(known.idle_since, excluded.idle_since),
+      last_used = excluded.last_used, last_used_ip = excluded.last_used_ip
+    WHERE known.last_used IS NULL OR known.last_used <= excluded.last_used`);
+}
+
+/** The last use of each of these keys that was ever used. */
+export async function findUses(executor: Executor, ids: readonly KeyId[]): Promise<Map<KeyId, KeyUse>> {
+  if (ids.length === 0) return new Map();
+  const rows = await executor
+    .select({ keyId: keyUses.keyId, at: keyUses.lastUsed, ip: keyUses.lastUsedIp })
+    .from(keyUses)
+    .where(inArray(keyUses.keyId, ids.map(keyIdToUuid)));
+  const uses = new Map<KeyId, KeyUse>();
+  for (const { keyId, at, ip } of rows) {
+    if (at !== null) uses.set(keyIdFromUuid(keyId), { at: at.getTime(), ip });
+  }
+  return uses;
+}
+
+export const GRANULARITIES = ['hour', 'day'] as const;
+export type Granularity = (typeof GRANULARITIES)[number];
+
+export interface UsageSpan {
+  readonly workspaceId: string;
+  /** `undefined`: all keys of the workspace. */
+  readonly keyId: KeyId | undefined;
+  /** From the beginning of this hour, milliseconds since the epoch; */
+  readonly fromMs: number;
+  /** ... to that of this one, which is not counted any more. */
+  readonly toMs: number;
+  readonly granularity: Granularity;
+}
+
+/** The counts of a span, by outcome and by the beginning of the hour or UTC day that they are of. */
+export async function readUsage(
+  executor: Executor,
+  span: UsageSpan,
+): Promise<{ startMs: number; code: string; count: number }[]> {
+  const start = startOf(usage.hour, span.granularity);
+  return executor
+    .select({ startMs: start, code: usage.code, count: sql<number>`sum(${usage.count})::float8` })
+    .from(usage)
+    .where(
+      and(
+        eq(usage.workspaceId, span.workspaceId),
+        eq(usage.keyId, span.keyId === undefined ? EVERY_KEY : keyIdToUuid(span.keyId)),
+        gte(usage.hour, new Date(span.fromMs)),
+        lt(usage.hour, new Date(span.toMs)),
+      ),
+    )
+    .groupBy(sql`1`, usage.code)
+    .orderBy(asc(sql`1`), asc(usage.code));
+}
+
+/** The durations of a span, by bucket of the histogram and by the beginning of the hour or UTC day. */
+export async function readDurations(
+  executor: Executor,
+  span: UsageSpan,
+): Promise<({ startMs: number } & DurationBucket)[]> {
+  const start = startOf(usageDurations.hour, span.granularity);
+  return executor
+    .select({
+      startMs: start,
+      bucket: usageDurations.bucket,
+      count: sql<number>`sum(${usageDurations.count})::float8`,
+      sumUs: sql<number>`sum(${usageDurations.sumUs})::float8`,
+    })
+    .from(usageDurations)
+    .where(
+      and(
+        eq(usageDurations.workspaceId, span.workspaceId),
+        eq(usageDurations.keyId, span.keyId === undefined ? EVERY_KEY : keyIdToUuid(span.keyId)),
+        gte(usageDurations.hour, new Date(span.fromMs)),
+        lt(usageDurations.hour, new Date(span.toMs)),
+      ),
+    )
+    .groupBy(sql`1`, usageDurations.bucket);
+}
+
+function startOf(hour: typeof usage.hour | typeof usageDurations.hour, granularity: Granularity) {
+  // The granularity as text of ours: as a parameter it would be another one in GROUP BY.
+  return sql<number>`(extract(epoch FROM date_trunc(${sql.raw(`'${granularity}'`)}, ${hour}, 'UTC')) * 1000)::float8`;
+}

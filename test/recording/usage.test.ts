@@ -1,0 +1,281 @@
+import { describe, expect, onTestFinished, test } from 'vitest';
+import { INVALID, type KeyRecord, refuse, refuseKey } from '../../src/domain/decision.ts';
+import { keyIdFromUuid } from '../../src/domain/key-id.ts';
+import type { RecordingObserver } from '../../src/recording/observer.ts';
+import { createUsageKeeper, type UsageKeeper } from '../../src/recording/usage.ts';
+import { createDatabase, type Database } from '../../src/storage/database.ts';
+import { addUsage, beginFlush, findUses } from '../../src/storage/usage.ts';
+import { databaseOfTest, type TestDatabase } from '../support/database.ts';
+
+const ASKING = { id: 'req_1', caller: null };
+const HOUR_MS = 3_600_000;
+/** Half past some hour of this month, for which there is a partition. */
+const NOW = Math.floor(Date.now() / HOUR_MS) * HOUR_MS + HOUR_MS / 2;
+
+function keyOf(number: number, workspaceId = 'ws_acme'): KeyRecord {
+  const id = keyIdFromUuid(`019b76da-a800-7000-8000-${number.toString(16).padStart(12, '0')}`);
+  return { key: { id, workspaceId }, restrictions: undefined } as KeyRecord;
+}
+
+const active = (record: KeyRecord, nowMs = NOW) => ({ active: true, record, nowMs }) as const;
+const refused = (record: KeyRecord, nowMs = NOW) =>
+  refuseKey(refuse('insufficient_scope', ''), record, nowMs);
+
+interface Fixture {
+  readonly keeper: UsageKeeper;
+  readonly database: Database;
+  readonly test: TestDatabase;
+  readonly reports: string[];
+  readonly events: Record<keyof RecordingObserver, number>;
+}
+
+/** A keeper on a database of its own; `disturb` may fail a transaction after or before its commit. */
+async function openKeeper(
+  options: { maxTallies?: number; disturb?: (attempt: number) => 'lose answer' | 'fail' | undefined } = {},
+): Promise<Fixture> {
+  const testDatabase = await databaseOfTest();
+  const real = createDatabase({
+    url: testDatabase.url,
+    poolSize: 2,
+    applicationName: 'test',
+    onConnectionLost: () => undefined,
+  });
+  let attempts = 0;
+  const database: Database = {
+    ...real,
+    async transaction(run) {
+      const fault = options.disturb?.(++attempts);
+      const result = await real.transaction(async (executor) => {
+        const done = await run(executor);
+        if (fault === 'fail') throw new Error('the statement failed');
+        return done;
+      });
+      if (fault === 'lose answer') throw new Error('the answer was lost');
+      return result;
+    },
+  };
+  const events = { introspected: 0, usageFlushed: 0, usageFlushFailed: 0, usageDropped: 0 };
+  const reports: string[] = [];
+  const keeper = createUsageKeeper({
+    database,
+    report: ({ message }) => reports.push(message),
+    observer: {
+      introspected() {
+        events.introspected++;
+      },
+      usageFlushed() {
+        events.usageFlushed++;
+      },
+      usageFlushFailed() {
+        events.usageFlushFailed++;
+      },
+      usageDropped(count) {
+        events.usageDropped += count;
+      },
+    },
+    ...(options.maxTallies === undefined ? {} : { maxTallies: options.maxTallies }),
+  });
+  onTestFinished(async () => {
+    await keeper.close(0);
+    await real.close();
+  });
+  return { keeper, database: real, test: testDatabase, reports, events };
+}
+
+/** What stands in the table: workspace, key (0: all), hours after that of NOW, outcome, count. */
+async function countsOf({ test }: Fixture): Promise<string[]> {
+  const found = await test.query<{ line: string }>(
+    `SELECT concat_ws(' ', workspace_id, right(key_id::text, 1),
+       (extract(epoch FROM hour) * 1000 - $1::float8)::bigint / ${HOUR_MS}, code, count) AS line
+     FROM usage ORDER BY workspace_id, key_id, hour, code`,
+    [NOW - HOUR_MS / 2],
+  );
+  return found.map(({ line }) => line);
+}
+
+function promiseWithResolver(): { promise: Promise<void>; resolve: () => void } {
+  let resolve = () => {};
+  const promise = new Promise<void>((settle) => {
+    resolve = settle;
+  });
+  return { promise, resolve };
+}
+
+test('outcomes are counted by key and by workspace, each in the hour of its decision', async () => {
+  const fixture = await openKeeper();
+  const [first, second, foreign] = [keyOf(1), keyOf(2), keyOf(3, 'ws_other')];
+  for (const decision of [
+    active(first),
+    active(first),
+    refused(first),
+    active(first, NOW + HOUR_MS / 2 - 0.001),
+    active(first, NOW + HOUR_MS / 2),
+    active(second),
+    refused(foreign),
+    INVALID,
+  ]) {
+    fixture.keeper.introspected(decision, undefined, ASKING);
+  }
+  expect(fixture.keeper.pending()).toBe(4);
+  await fixture.keeper.close(5_000);
+  expect(await countsOf(fixture)).toEqual([
+    'ws_acme 0 0 active 4',
+    'ws_acme 0 0 insufficient_scope 1',
+    'ws_acme 0 1 active 1',
+    'ws_acme 1 0 active 3',
+    'ws_acme 1 0 insufficient_scope 1',
+    'ws_acme 1 1 active 1',
+    'ws_acme 2 0 active 1',
+    'ws_other 0 0 insufficient_scope 1',
+    'ws_other 3 0 insufficient_scope 1',
+  ]);
+  expect(fixture.events).toEqual({ introspected: 8, usageFlushed: 1, usageFlushFailed: 0, usageDropped: 0 });
+});
+
+test('what is told is written within a second or so, without being asked for', async () => {
+  const fixture = await openKeeper();
+  fixture.keeper.introspected(active(keyOf(1)), undefined, ASKING);
+  await expect.poll(() => countsOf(fixture), { timeout: 10_000 }).toHaveLength(2);
+  fixture.keeper.introspected(active(keyOf(1)), undefined, ASKING);
+  await expect
+    .poll(() => countsOf(fixture), { timeout: 10_000 })
+    .toEqual(['ws_acme 0 0 active 2', 'ws_acme 1 0 active 2']);
+  expect(fixture.keeper.pending()).toBe(0);
+});
+
+describe('a batch is counted once', () => {
+  test.each(['lose answer', 'fail'] as const)(
+    'where its transaction did %s, again and again',
+    async (fault) => {
+      const fixture = await openKeeper({ disturb: (attempt) => (attempt <= 3 ? fault : undefined) });
+      fixture.keeper.introspected(active(keyOf(1)), undefined, ASKING);
+      await expect.poll(() => fixture.events.usageFlushFailed, { timeout: 10_000 }).toBeGreaterThan(0);
+      // In flight by now: this one belongs to the next batch.
+      fixture.keeper.introspected(active(keyOf(1)), undefined, ASKING);
+      await fixture.keeper.close(10_000);
+      expect(await countsOf(fixture)).toEqual(['ws_acme 0 0 active 2', 'ws_acme 1 0 active 2']);
+      expect(fixture.events.usageFlushFailed).toBe(3);
+      expect(fixture.reports).toEqual([
+        'usage could not be written; it is kept and tried again',
+        'usage is written again',
+      ]);
+      expect(await fixture.test.query('SELECT FROM usage_flushes')).toEqual([]);
+    },
+  );
+
+  test('where the lost transaction still runs when the batch is sent again', async () => {
+    const fixture = await openKeeper();
+    const batch = { recorder: '019b76da-a800-7000-8000-00000000000a', sequence: 1 };
+    const counts = [
+      { workspaceId: 'ws_acme', keyId: keyOf(1).key.id, hourMs: NOW - HOUR_MS / 2, code: 'active', count: 5 },
+    ];
+    const write = (until: Promise<void>) =>
+      fixture.database.transaction(async (executor) => {
+        const isNew = await beginFlush(executor, batch);
+        if (isNew) await addUsage(executor, counts);
+        await until;
+        return isNew;
+      });
+    const { promise, resolve: release } = promiseWithResolver();
+    const lost = write(promise);
+    await expect
+      .poll(() => fixture.test.query("SELECT FROM pg_locks WHERE relation = 'usage_flushes'::regclass"))
+      .not.toEqual([]);
+    const again = write(Promise.resolve());
+    await expect.poll(() => fixture.test.query('SELECT FROM pg_locks WHERE NOT granted')).not.toEqual([]);
+    release();
+    expect(await Promise.all([lost, again])).toEqual([true, false]);
+    expect(await countsOf(fixture)).toEqual(['ws_acme 0 0 active 5', 'ws_acme 1 0 active 5']);
+  });
+});
+
+test('two recorders that add the same rows in other orders do not wait for each other in a circle', async () => {
+  const fixture = await openKeeper();
+  const others = [fixture.keeper, createUsageKeeper({ database: fixture.database, report: () => undefined })];
+  const keys = Array.from({ length: 500 }, (_, index) => keyOf(index + 1, `ws_${index % 7}`));
+  for (let round = 0; round < 5; round++) {
+    for (const [index, keeper] of others.entries()) {
+      for (const key of index === 0 ? keys : keys.toReversed())
+        keeper.introspected(active(key), undefined, ASKING);
+    }
+    await expect.poll(() => others.map((keeper) => keeper.pending()), { timeout: 20_000 }).toEqual([0, 0]);
+  }
+  expect(fixture.events.usageFlushFailed).toBe(0);
+  const [sums] = await fixture.test.query(
+    'SELECT min(count), max(count) FROM usage WHERE key_id::text > $1',
+    ['01'],
+  );
+  expect(sums).toEqual({ min: '10', max: '10' });
+  for (const keeper of others) await keeper.close(5_000);
+});
+
+test('with no more room introspections are dropped and told so, and keys that have a place are counted on', async () => {
+  const fixture = await openKeeper({ maxTallies: 2 });
+  for (const number of [1, 2, 3, 3, 1]) fixture.keeper.introspected(active(keyOf(number)), undefined, ASKING);
+  expect(fixture.events.usageDropped).toBe(2);
+  await fixture.keeper.close(5_000);
+  expect(await countsOf(fixture)).toEqual([
+    'ws_acme 0 0 active 3',
+    'ws_acme 1 0 active 2',
+    'ws_acme 2 0 active 1',
+  ]);
+});
+
+test('what cannot be written by the end is told as lost', async () => {
+  const fixture = await openKeeper({ disturb: () => 'fail' });
+  for (const number of [1, 1, 2]) fixture.keeper.introspected(active(keyOf(number)), undefined, ASKING);
+  await fixture.keeper.close(300);
+  expect(fixture.reports.at(-1)).toBe(
+    '3 introspections could not be counted: the database was away to the end',
+  );
+  expect(fixture.events.usageDropped).toBe(3);
+});
+
+describe('the last use', () => {
+  test('is the latest success, with the address of its client in its one spelling', async () => {
+    const fixture = await openKeeper();
+    const [first, second, third] = [keyOf(1), keyOf(2), keyOf(3)];
+    fixture.keeper.introspected(active(first, NOW), { ip: '203.0.113.9' }, ASKING);
+    fixture.keeper.introspected(active(first, NOW + 2), { ip: '2001:DB8:0::1' }, ASKING);
+    fixture.keeper.introspected(active(first, NOW + 1), { ip: '203.0.113.1' }, ASKING);
+    fixture.keeper.introspected(refused(first, NOW + 3), { ip: '203.0.113.2' }, ASKING);
+    fixture.keeper.introspected(active(second, NOW), { ip: 'ck_live_no_address' }, ASKING);
+    fixture.keeper.introspected(refused(third), { ip: '203.0.113.3' }, ASKING);
+    await fixture.keeper.close(5_000);
+    const uses = await fixture.database.read((executor) =>
+      findUses(
+        executor,
+        [first, second, third].map(({ key }) => key.id),
+      ),
+    );
+    expect([...uses].sort()).toEqual([
+      [first.key.id, { at: NOW + 2, ip: '2001:db8::1' }],
+      [second.key.id, { at: NOW, ip: null }],
+    ]);
+  });
+
+  test('is never taken back by an instance that comes late with an earlier one', async () => {
+    const fixture = await openKeeper();
+    const late = createUsageKeeper({ database: fixture.database, report: () => undefined });
+    fixture.keeper.introspected(active(keyOf(1), NOW), undefined, ASKING);
+    late.introspected(active(keyOf(1), NOW - 1), { ip: '203.0.113.9' }, ASKING);
+    await fixture.keeper.close(5_000);
+    await late.close(5_000);
+    const uses = await fixture.database.read((executor) => findUses(executor, [keyOf(1).key.id]));
+    expect([...uses.values()]).toEqual([{ at: NOW, ip: null }]);
+  });
+});
+
+test('recorders that were killed are forgotten after a week', async () => {
+  const fixture = await openKeeper();
+  await fixture.test.query(
+    `INSERT INTO usage_flushes (recorder, sequence, at) VALUES
+       ('019b76da-a800-7000-8000-00000000000a', 1, now() - interval '8 days'),
+       ('019b76da-a800-7000-8000-00000000000b', 1, now() - interval '6 days')`,
+  );
+  fixture.keeper.introspected(active(keyOf(1)), undefined, ASKING);
+  await fixture.keeper.close(5_000);
+  await expect
+    .poll(() => fixture.test.query('SELECT right(recorder::text, 1) AS recorder FROM usage_flushes'))
+    .toEqual([{ recorder: 'b' }]);
+});
