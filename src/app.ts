@@ -11,6 +11,7 @@ import { serializerCompiler } from 'fastify-type-provider-zod';
 import type { Logger } from 'pino';
 import { Failure } from './domain/errors.ts';
 import { addressOf } from './http/address.ts';
+import { registerAuditRoutes } from './http/audit-events.ts';
 import { registerJsonBody } from './http/body.ts';
 import { type CallerLimits, createCallers } from './http/callers.ts';
 import { guardConnections } from './http/connections.ts';
@@ -119,6 +120,7 @@ export async function buildApp(dependencies: AppDependencies): Promise<FastifyIn
   registerKeyRoutes({ callers, lifecycle, database, cursors, rotationDueDays });
   registerWorkspaceRoutes({ callers, workspaces, database });
   registerIntrospectRoute({ callers, verifier, recorder });
+  registerAuditRoutes({ callers, database, cursors });
   registerMeRoute({ callers });
   registerHealthRoutes(app, dependencies);
   if (dependencies.metrics !== undefined) registerMetricsRoute(app, dependencies.metrics);

@@ -41,3 +41,8 @@ export function uuidFloor(timeMs: number): string {
   const hex = clamped.toString(16).padStart(12, '0');
   return `${hex.slice(0, 8)}-${hex.slice(8)}-7000-8000-000000000000`;
 }
+
+/** The time part of a UUIDv7, in milliseconds since the epoch. */
+export function uuidTime(uuid: string): number {
+  return Number.parseInt(uuid.slice(0, 8) + uuid.slice(9, 13), 16);
+}

@@ -24,6 +24,7 @@ const TAGS = [
     description: 'Ask whether a key may do what it asks for: for services and gateways.',
   },
   { name: 'Workspaces', description: 'The tenants that own keys.' },
+  { name: 'Watching', description: 'What keys were used for, and who changed them.' },
   { name: 'Service keys', description: 'The keys that call Claviger itself.' },
   { name: 'Operations', description: 'Probes, for whoever runs it. They ask for no key.' },
 ];

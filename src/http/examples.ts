@@ -17,6 +17,7 @@ interface OperationExamples {
 const JSON_TYPE = 'application/json';
 const REQUEST_ID = 'req_5f0c1d7e9a3b24680c1';
 const KEY_ID = 'key_01ke6c2y6pfyc8m3q0v7rt5x4n';
+const SERVICE_KEY_ID = 'key_01ke6bzr4vf7sa2d9tq3mh8j5w';
 /** Reads like a token and can be none: its checksum is wrong. */
 export const EXAMPLE_TOKEN = 'ck_live_0EXAMPLE1EXAMPLE2EXAMPLE3EXAMPLE4EXAMPLE5EXAMPLE6EXAMPLE7EXAMPx7Qa';
 
@@ -263,6 +264,29 @@ export const EXAMPLES: Readonly<Record<string, OperationExamples>> = {
         },
         standardInactive: { summary: 'RFC 7662: any other', value: { active: false } },
       },
+    },
+  },
+  listAuditEvents: {
+    responses: {
+      200: one('A page', {
+        success: true,
+        data: [
+          {
+            id: 'evt_01kgh9y1c5e0qbrv6nkx3w8m2d',
+            at: '2026-02-03T04:05:06.789Z',
+            action: 'key.revoked',
+            actor: SERVICE_KEY_ID,
+            target: { type: 'key', id: KEY_ID },
+            workspace_id: 'ws_acme',
+            key_id: KEY_ID,
+            before: { revoked_at: null, revoked_reason: null },
+            after: { revoked_at: '2026-02-03T04:05:06.789Z', revoked_reason: 'leaked' },
+            address: '198.51.100.7',
+            request_id: REQUEST_ID,
+          },
+        ],
+        pagination: { next_cursor: null, has_more: false },
+      }),
     },
   },
   getMe: {

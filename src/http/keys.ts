@@ -3,7 +3,7 @@ import type { ZodTypeProvider } from 'fastify-type-provider-zod';
 import { z } from 'zod';
 import { reaches } from '../domain/caller.ts';
 import { KEY_STATUSES } from '../domain/key.ts';
-import { KEY_ID_PATTERN, type KeyId } from '../domain/key-id.ts';
+import { KEY_ID_PATTERN, type KeyId, keyIdFromUuid, keyIdToUuid } from '../domain/key-id.ts';
 import { SYSTEM_WORKSPACE } from '../domain/workspace.ts';
 import type { Origin } from '../lifecycle/audit.ts';
 import { foreignWorkspace, type KeyLifecycle, noSuchKey } from '../lifecycle/keys.ts';
@@ -13,6 +13,7 @@ import { addressOf } from './address.ts';
 import { type Callers, callerOf } from './callers.ts';
 import type { CursorCodec } from './cursor.ts';
 import { viewOf } from './key-view.ts';
+import { pageOf, pageQuery } from './page.ts';
 import * as schemas from './schemas.ts';
 import { toTime } from './schemas.ts';
 
@@ -25,8 +26,6 @@ export interface KeyRoutes {
 }
 
 const DAY_MS = 86_400_000;
-const DEFAULT_PAGE = 20;
-const MAX_PAGE = 100;
 const TAGS = ['Keys'];
 
 const createBody = z
@@ -94,19 +93,7 @@ const listQuery = z.strictObject({
   expires_before: schemas.timeInput.optional().describe('Keys that expire before then.'),
   unused_since: schemas.timeInput.optional().describe('Keys neither made nor used since then.'),
   rotation_due: z.literal('true', 'must be true').optional().describe('Keys old enough to be rotated.'),
-  limit: z
-    .string()
-    .regex(/^([1-9]\d?|100)$/, `must be a whole number from 1 to ${MAX_PAGE}`)
-    .optional()
-    .meta({
-      documentedAs: { type: 'integer', minimum: 1, maximum: MAX_PAGE, default: DEFAULT_PAGE },
-      description: 'How many keys a page holds at most.',
-    }),
-  cursor: z
-    .string()
-    .max(200)
-    .optional()
-    .describe('`pagination.next_cursor` of the page before, asked for with the same filters.'),
+  ...pageQuery,
 });
 
 const idParams = z.object({ id: z.string().describe('The id of the key: `key_…`.') });
@@ -149,12 +136,11 @@ export function registerKeyRoutes({
       },
       async (request) => {
         const caller = callerOf(request);
-        const { limit: limitText, cursor, ...filters } = request.query;
+        const filters = request.query;
         if (filters.workspace_id !== undefined && !reaches(caller, filters.workspace_id)) {
           throw foreignWorkspace(filters.workspace_id);
         }
-        const limit = Number(limitText ?? DEFAULT_PAGE);
-        const list = `keys ${JSON.stringify(Object.entries(filters).sort())}`;
+        const page = pageOf(cursors, filters, 'keys');
         const nowMs = caller.now;
         const found = await database.read((executor) =>
           listKeys(executor, {
@@ -173,19 +159,16 @@ export function registerKeyRoutes({
             },
             visibleWorkspaces: caller.allowedWorkspaces,
             includeSystem: reaches(caller, SYSTEM_WORKSPACE),
-            after: cursor === undefined ? undefined : cursors.read(list, cursor),
-            // One more than is shown tells whether there are more.
-            limit: limit + 1,
+            after: page.after === undefined ? undefined : keyIdFromUuid(page.after),
+            limit: page.limit,
             nowMs,
           }),
         );
-        const shown = found.slice(0, limit);
-        const last = shown.at(-1);
-        const hasMore = found.length > limit && last !== undefined;
+        const { shown, pagination } = page.answer(found, ({ id }) => keyIdToUuid(id));
         return {
           success: true as const,
           data: shown.map((key) => viewOf(key, { nowMs, rotationDueDays })),
-          pagination: { next_cursor: hasMore ? cursors.write(list, last.id) : null, has_more: hasMore },
+          pagination,
         };
       },
     );

@@ -80,8 +80,10 @@ export const timeOutput = z
   .string()
   .meta({ format: 'date-time', description: 'RFC 3339, UTC, with milliseconds.' });
 
-export function toTime(value: string): number {
-  return Date.parse(value);
+export function toTime(value: string): number;
+export function toTime(value: string | undefined): number | undefined;
+export function toTime(value: string | undefined): number | undefined {
+  return value === undefined ? undefined : Date.parse(value);
 }
 
 export function fromTime(timeMs: number): string;

@@ -1,7 +1,10 @@
+import { and, desc, eq, inArray, isNull, or, type SQL, sql } from 'drizzle-orm';
 import { v7 as uuidv7 } from 'uuid';
 import type { JsonObject } from '../domain/key.ts';
-import { type KeyId, keyIdToUuid } from '../domain/key-id.ts';
+import { type KeyId, keyIdFromUuid, keyIdToUuid } from '../domain/key-id.ts';
+import { SYSTEM_WORKSPACE } from '../domain/workspace.ts';
 import type { Executor } from './database.ts';
+import { newestById, newestByTime, type Stretch } from './newest-first.ts';
 import { auditEvents } from './schema.ts';
 
 export type AuditAction =
@@ -48,4 +51,106 @@ export async function appendAuditEvent(executor: Executor, event: AuditEvent, no
     address: event.actor.address,
     requestId: event.actor.requestId,
   });
+}
+
+/** An event as it was appended. */
+export interface StoredAuditEvent extends Omit<AuditEvent, 'action' | 'target'> {
+  /** A UUIDv7 of `at`. */
+  readonly id: string;
+  /** Milliseconds since the epoch. */
+  readonly at: number;
+  readonly action: string;
+  readonly target: string | null;
+}
+
+export interface AuditFilters {
+  readonly workspaceId?: string | undefined;
+  readonly keyId?: KeyId | undefined;
+  readonly action?: string | undefined;
+  /** The service key that acted; `null`: an operator. */
+  readonly actor?: KeyId | null | undefined;
+}
+
+export interface AuditPage {
+  readonly filters: AuditFilters;
+  readonly stretch: Stretch;
+  /** The workspaces that the caller may see; `null` is all of them, but for `system`, and what belongs to none. */
+  readonly visibleWorkspaces: readonly string[] | null;
+  readonly includeSystem: boolean;
+  readonly limit: number;
+}
+
+/** One page of audit events, newest first. */
+export async function listAuditEvents(executor: Executor, page: AuditPage): Promise<StoredAuditEvent[]> {
+  const { filters, stretch, visibleWorkspaces, includeSystem, limit } = page;
+  const isFiltered = Object.values(filters).some((filter) => filter !== undefined);
+  if (visibleWorkspaces === null || filters.workspaceId !== undefined || filters.keyId !== undefined) {
+    const newest = isFiltered ? newestByTime(auditEvents) : newestById(auditEvents);
+    const rows = await executor
+      .select()
+      .from(auditEvents)
+      .where(
+        and(
+          matches(filters),
+          newest.within(stretch),
+          visibleWorkspaces === null ? undefined : inArray(auditEvents.workspaceId, [...visibleWorkspaces]),
+          includeSystem || visibleWorkspaces !== null ? undefined : isNotOfSystem,
+        ),
+      )
+      .orderBy(...newest.order)
+      .limit(limit);
+    return rows.map(eventOf);
+  }
+  // The newest of each visible workspace, then the newest of those (see listKeys).
+  const byTime = newestByTime(auditEvents);
+  const newest = executor
+    .select()
+    .from(auditEvents)
+    .where(and(eq(auditEvents.workspaceId, sql`visible.id`), matches(filters), byTime.within(stretch)))
+    .orderBy(...byTime.order)
+    .limit(sql`(SELECT ${limit}::bigint)` as unknown as number)
+    .as('newest');
+  const rows = await executor
+    .select(newest._.selectedFields)
+    .from(sql`unnest(${sql.param([...new Set(visibleWorkspaces)])}::text[]) AS visible(id)`)
+    .crossJoinLateral(newest)
+    .orderBy(desc(newest.at), desc(newest.id))
+    .limit(limit);
+  return rows.map(eventOf);
+}
+
+const isNotOfSystem = or(
+  isNull(auditEvents.workspaceId),
+  sql`${auditEvents.workspaceId} <> ${SYSTEM_WORKSPACE}`,
+);
+
+function matches({ workspaceId, keyId, action, actor }: AuditFilters): SQL | undefined {
+  return and(
+    workspaceId === undefined ? undefined : eq(auditEvents.workspaceId, workspaceId),
+    keyId === undefined ? undefined : eq(auditEvents.keyId, keyIdToUuid(keyId)),
+    action === undefined ? undefined : eq(auditEvents.action, action),
+    actor === undefined
+      ? undefined
+      : actor === null
+        ? isNull(auditEvents.actorKeyId)
+        : eq(auditEvents.actorKeyId, keyIdToUuid(actor)),
+  );
+}
+
+function eventOf(row: typeof auditEvents.$inferSelect): StoredAuditEvent {
+  return {
+    id: row.id,
+    at: row.at.getTime(),
+    action: row.action,
+    actor: {
+      keyId: row.actorKeyId === null ? null : keyIdFromUuid(row.actorKeyId),
+      address: row.address,
+      requestId: row.requestId,
+    },
+    workspaceId: row.workspaceId,
+    keyId: row.keyId === null ? null : keyIdFromUuid(row.keyId),
+    target: row.target,
+    before: row.before,
+    after: row.after,
+  };
 }

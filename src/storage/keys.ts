@@ -16,7 +16,7 @@ import {
   sql,
 } from 'drizzle-orm';
 import type { Key, KeyStatus } from '../domain/key.ts';
-import { type KeyId, keyIdFromUuid, keyIdToUuid, uuidFloor } from '../domain/key-id.ts';
+import { type KeyId, keyIdFromUuid, keyIdToUuid, uuidFloor, uuidTime } from '../domain/key-id.ts';
 import { SYSTEM_WORKSPACE, type WorkspaceState } from '../domain/workspace.ts';
 import type { Executor } from './database.ts';
 import { rateLimitColumnsOf, rateLimitOf } from './rate-limit.ts';
@@ -289,7 +289,7 @@ const BY_TIME: ListOrder = {
   madeBefore: (timeMs) => lt(apiKeys.createdAt, new Date(timeMs)),
   behind(last) {
     const uuid = keyIdToUuid(last);
-    const time = sql.param(uuidTime(uuid), apiKeys.createdAt);
+    const time = sql.param(new Date(uuidTime(uuid)), apiKeys.createdAt);
     return sql`(${apiKeys.createdAt}, ${apiKeys.id}) < (${time}, ${sql.param(uuid, apiKeys.id)})`;
   },
 };
@@ -297,11 +297,6 @@ const BY_TIME: ListOrder = {
 /** Whether one of the filters has an index in the order of creation. */
 function isListedByTime({ workspaceId, environment, status, createdBy, createdBefore }: KeyFilters): boolean {
   return [workspaceId, environment, status, createdBy, createdBefore].some((filter) => filter !== undefined);
-}
-
-/** The time part of a UUIDv7 (RFC 9562 §5.7). */
-function uuidTime(uuid: string): Date {
-  return new Date(Number.parseInt(uuid.slice(0, 8) + uuid.slice(9, 13), 16));
 }
 
 function matches({ filters, after, nowMs }: KeyPage, order: ListOrder): SQL | undefined {

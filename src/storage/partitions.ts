@@ -1,5 +1,5 @@
 import { sql } from 'drizzle-orm';
-import { uuidFloor } from '../domain/key-id.ts';
+import { uuidFloor, uuidTime } from '../domain/key-id.ts';
 import type { Executor } from './database.ts';
 
 /*
@@ -60,7 +60,8 @@ export interface Partition {
   readonly isCatchAll: boolean;
 }
 
-interface Period {
+/** From a time on, before another one, in milliseconds. */
+export interface Period {
   readonly from: number;
   readonly to: number;
 }
@@ -195,6 +196,14 @@ async function refuseTruncate(executor: Executor, table: PartitionedTable, parti
   await executor.execute(sql`ALTER TABLE ${name} ENABLE ALWAYS TRIGGER ${trigger}`);
 }
 
+/** The time for which `makePartitions` makes partitions. */
+export function coveredAround(table: PartitionedTable, nowMs: number): Period {
+  return {
+    from: periodOf(table, nowMs, -table.behind).from,
+    to: periodOf(table, nowMs, table.ahead).to,
+  };
+}
+
 function periodsAround(table: PartitionedTable, nowMs: number): Period[] {
   const periods: Period[] = [];
   for (let offset = -table.behind; offset <= table.ahead; offset++)
@@ -231,6 +240,6 @@ function boundAt({ by }: PartitionedTable, timeMs: number) {
 function boundTime(bound: string | undefined, unbounded: number): number {
   const literal = /^'(.+)'$/.exec(bound ?? '')?.[1];
   if (literal === undefined) return unbounded;
-  if (/^[0-9a-f]{8}-/.test(literal)) return Number.parseInt(literal.slice(0, 8) + literal.slice(9, 13), 16);
+  if (/^[0-9a-f]{8}-/.test(literal)) return uuidTime(literal);
   return Date.parse(`${literal.replace(' ', 'T')}:00`);
 }
