@@ -26,6 +26,7 @@ import { handleError, sendProblem } from './http/problem.ts';
 import { requestIdOf } from './http/request-id.ts';
 import { validatorCompiler } from './http/validation.ts';
 import { registerWorkspaceRoutes } from './http/workspaces.ts';
+import type { Idempotency } from './lifecycle/idempotency.ts';
 import type { KeyLifecycle } from './lifecycle/keys.ts';
 import type { WorkspaceLifecycle } from './lifecycle/workspaces.ts';
 import type { Recorder } from './recording/recorder.ts';
@@ -39,6 +40,7 @@ export interface AppDependencies {
   readonly lifecycle: KeyLifecycle;
   readonly recorder: Recorder;
   readonly workspaces: WorkspaceLifecycle;
+  readonly idempotency: Idempotency;
   readonly cursors: CursorCodec;
   readonly readiness: Readiness;
   readonly limits: CallerLimits;
@@ -61,8 +63,17 @@ const REQUEST_TIMEOUT_MS = 30_000;
 /** The HTTP service over what it is given. It opens nothing: no socket, no connection, no file. */
 export async function buildApp(dependencies: AppDependencies): Promise<FastifyInstance> {
   const loggerInstance: FastifyBaseLogger = dependencies.logger;
-  const { verifier, lifecycle, workspaces, recorder, database, cursors, rotationDueDays, isClosing } =
-    dependencies;
+  const {
+    verifier,
+    lifecycle,
+    workspaces,
+    idempotency,
+    recorder,
+    database,
+    cursors,
+    rotationDueDays,
+    isClosing,
+  } = dependencies;
   const app: FastifyInstance = Fastify({
     loggerInstance,
     // One logger for all: the lines that tell of a request name its id themselves.
@@ -117,7 +128,7 @@ export async function buildApp(dependencies: AppDependencies): Promise<FastifyIn
   app.setNotFoundHandler(answerUnknownRoute);
 
   await collectDocument(app, dependencies);
-  registerKeyRoutes({ callers, lifecycle, database, cursors, rotationDueDays });
+  registerKeyRoutes({ callers, lifecycle, idempotency, database, cursors, rotationDueDays });
   registerWorkspaceRoutes({ callers, workspaces, database });
   registerIntrospectRoute({ callers, verifier, recorder });
   registerAuditRoutes({ callers, database, cursors });

@@ -3,6 +3,7 @@ import type { Config } from './config.ts';
 import { type KeyPurpose, type KeySecret, keySecret } from './domain/key-secret.ts';
 import { createTokenMint } from './domain/token.ts';
 import { openEmbeddedPostgres } from './embedded-postgres.ts';
+import { createIdempotency, type Idempotency } from './lifecycle/idempotency.ts';
 import { createKeyLifecycle, type KeyLifecycle } from './lifecycle/keys.ts';
 import { createWorkspaceLifecycle, type WorkspaceLifecycle } from './lifecycle/workspaces.ts';
 import { type RecordingObserver, UNOBSERVED_RECORDING } from './recording/observer.ts';
@@ -43,6 +44,7 @@ export interface Core {
   readonly recorder: Recorder;
   readonly workspaces: WorkspaceLifecycle;
   readonly usage: UsageKeeper;
+  readonly idempotency: Idempotency;
   /** Keys of one purpose, derived from each secret, newest first. */
   deriveKeys(purpose: KeyPurpose): readonly [Buffer, ...Buffer[]];
   /** Where the embedded database keeps its files, if that is not the folder asked for. */
@@ -130,7 +132,9 @@ async function assemble(
   });
   const usage = createUsageKeeper({ database, observer: recordingObserver, report });
   const recorder = createRecorder({ database, keepers: [usage], isOn: config.RECORDING });
+  let idempotency: Idempotency | undefined;
   const close = async (flushWithinMs = FLUSH_WITHIN_MS) => {
+    idempotency?.stop();
     // Before the lease goes: as long as others count on this instance, it has told what it did.
     await recorder.close(flushWithinMs);
     await membership.close();
@@ -176,7 +180,18 @@ async function assemble(
       memoKey,
       observer,
     });
-    if (role === 'service') await membership.start();
+    const answerSecret = (secret: KeySecret) => ({
+      lookup: secret.derive('idempotency'),
+      seal: secret.derive('answer'),
+    });
+    idempotency = createIdempotency({
+      database,
+      secrets: [answerSecret(minting), ...former.map(answerSecret)],
+    });
+    if (role === 'service') {
+      await membership.start();
+      idempotency.start();
+    }
     return {
       database,
       membership,
@@ -185,6 +200,7 @@ async function assemble(
       verifier,
       lifecycle,
       workspaces,
+      idempotency,
       recorder,
       usage,
       deriveKeys,

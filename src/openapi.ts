@@ -23,6 +23,7 @@ async function withApp<T>(look: (app: FastifyInstance) => T): Promise<T> {
     lifecycle: unused(),
     recorder: unused(),
     workspaces: unused(),
+    idempotency: unused(),
     cursors: unused(),
     readiness: unused(),
     ...appSettings(readConfig({})),

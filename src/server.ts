@@ -82,6 +82,7 @@ export function appDependencies(
     lifecycle: core.lifecycle,
     recorder: core.recorder,
     workspaces: core.workspaces,
+    idempotency: core.idempotency,
     cursors: createCursorCodec(core.deriveKeys('cursor')),
     readiness: {
       async check() {

@@ -27,6 +27,7 @@ interface Operation {
   operationId: string;
   description?: string;
   security?: readonly Record<string, readonly string[]>[];
+  parameters?: readonly { readonly name: string }[];
   requestBody?: { required: boolean; content: Record<string, Media> };
   responses: Record<string, Response>;
 }
@@ -71,6 +72,16 @@ const HEADERS = {
     schema: { type: 'integer', minimum: 1 },
     example: 1,
   },
+  'Retry-After-In-Flight': {
+    description: 'For `idempotency_in_flight` alone: the seconds after which a repeat may succeed.',
+    schema: { type: 'integer', minimum: 1 },
+    example: 1,
+  },
+  'Idempotent-Replayed': {
+    description: 'Present where this is the answer to an earlier request with the same Idempotency-Key.',
+    schema: { type: 'string', const: 'true' },
+    example: 'true',
+  },
   'X-RateLimit-Limit': {
     description: 'How many requests a minute this caller may send. Absent where that is not limited.',
     schema: { type: 'integer', minimum: 1 },
@@ -89,6 +100,21 @@ const HEADERS = {
 } as const;
 
 const RATE_HEADERS = ['X-RateLimit-Limit', 'X-RateLimit-Remaining', 'X-RateLimit-Reset'] as const;
+
+/** The request header of routes that are `idempotent` (idempotency.ts). */
+const IDEMPOTENCY_HEADERS = {
+  type: 'object',
+  properties: {
+    'Idempotency-Key': {
+      type: 'string',
+      minLength: 1,
+      maxLength: 257,
+      pattern: '^[\\x21-\\x7E]+$',
+      description:
+        '1 to 255 visible ASCII characters that you choose, such as a UUID; surrounding quotes are ignored. Whoever repeats the request with it within 24 hours, with the same service key, is given the first answer again, token included. Without it each request makes a key.',
+    },
+  },
+} as const;
 
 export function createDocumenter(): Documenter {
   const named = new Map<string, JsonSchema>();
@@ -150,7 +176,7 @@ export function createDocumenter(): Documenter {
 
   return {
     describeRoute({ schema, url }) {
-      const { body, querystring, params, response, consumes = [JSON_TYPE], ...rest } = schema;
+      const { body, querystring, params, response, consumes = [JSON_TYPE], idempotent, ...rest } = schema;
       if (rest.hide === true) return { schema: { hide: true }, url };
       if (isZod(body) && z.safeParse(body, undefined).success) optionalBodies.add(rest.operationId ?? '');
       const responses = Object.entries(response ?? {}).map(([status, one]) => [
@@ -163,6 +189,7 @@ export function createDocumenter(): Documenter {
           ...rest,
           ...(body === undefined ? {} : { body: { content: describeBody(body, consumes) } }),
           ...(isZod(querystring) ? { querystring: toJsonSchema(querystring, 'input') } : {}),
+          ...(idempotent === true ? { headers: IDEMPOTENCY_HEADERS } : {}),
           ...(isZod(params) ? { params: toJsonSchema(params, 'input') } : {}),
           response: Object.fromEntries(responses),
         },
@@ -205,14 +232,17 @@ function addPermission(operation: Operation): void {
   operation.description = `${description}\n\nPermission: \`${permission}\`.`.trim();
 }
 
-function addHeaders({ security = [], responses }: Operation): void {
+function addHeaders({ security = [], parameters = [], responses }: Operation): void {
+  const isIdempotent = parameters.some(({ name }) => name === 'Idempotency-Key');
   for (const [status, response] of Object.entries(responses)) {
     const names: (keyof typeof HEADERS)[] = ['X-Request-Id'];
     if (status === '401' || status === '403') names.push('WWW-Authenticate');
     if (status === '429' || status === '503') names.push('Retry-After');
     if (security.length > 0 && (status.startsWith('2') || status === '429')) names.push(...RATE_HEADERS);
+    if (isIdempotent && status === '201') names.push('Idempotent-Replayed');
+    if (isIdempotent && status === '409') names.push('Retry-After-In-Flight');
     response.headers = Object.fromEntries(
-      names.map((name) => [name, { $ref: `#/components/headers/${name}` }]),
+      names.map((name) => [name.replace('-In-Flight', ''), { $ref: `#/components/headers/${name}` }]),
     );
   }
 }

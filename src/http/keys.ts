@@ -6,12 +6,14 @@ import { KEY_STATUSES } from '../domain/key.ts';
 import { KEY_ID_PATTERN, type KeyId, keyIdFromUuid, keyIdToUuid } from '../domain/key-id.ts';
 import { SYSTEM_WORKSPACE } from '../domain/workspace.ts';
 import type { Origin } from '../lifecycle/audit.ts';
-import { foreignWorkspace, type KeyLifecycle, noSuchKey } from '../lifecycle/keys.ts';
+import type { Idempotency } from '../lifecycle/idempotency.ts';
+import { foreignWorkspace, type KeyLifecycle, type NewKey, noSuchKey } from '../lifecycle/keys.ts';
 import type { Database } from '../storage/database.ts';
 import { findKey, listKeys } from '../storage/keys.ts';
 import { addressOf } from './address.ts';
 import { type Callers, callerOf } from './callers.ts';
 import type { CursorCodec } from './cursor.ts';
+import { IDEMPOTENCY_PROBLEMS, makeKeyOnce } from './idempotency.ts';
 import { viewOf } from './key-view.ts';
 import { pageOf, pageQuery } from './page.ts';
 import * as schemas from './schemas.ts';
@@ -20,6 +22,7 @@ import { toTime } from './schemas.ts';
 export interface KeyRoutes {
   readonly callers: Callers;
   readonly lifecycle: KeyLifecycle;
+  readonly idempotency: Idempotency;
   readonly database: Database;
   readonly cursors: CursorCodec;
   readonly rotationDueDays: number;
@@ -105,6 +108,7 @@ const conflict = { 409: 'The key is not active (`key_not_active`), or it is the 
 export function registerKeyRoutes({
   callers,
   lifecycle,
+  idempotency,
   database,
   cursors,
   rotationDueDays,
@@ -205,19 +209,25 @@ export function registerKeyRoutes({
           tags: TAGS,
           operationId: 'createKey',
           summary: 'Create a key',
-          description: 'The answer holds the token. It is shown this once; Claviger keeps only a hash of it.',
+          description:
+            'The answer holds the token. It is shown this once; Claviger keeps only a hash of it. Send an `Idempotency-Key` to be given the same answer again should it get lost.',
           security: schemas.callerWith('keys:write'),
+          idempotent: true,
           body: createBody,
           response: {
             201: schemas.success(schemas.keyWithTokenOutput).describe('The key was made; here is its token.'),
-            ...schemas.problems({ ...schemas.CALLER_PROBLEMS, ...schemas.BODY_PROBLEMS }),
+            ...schemas.problems({
+              ...schemas.CALLER_PROBLEMS,
+              ...IDEMPOTENCY_PROBLEMS,
+              ...schemas.BODY_PROBLEMS,
+            }),
           },
         },
       },
       async (request, reply) => {
         const caller = callerOf(request);
         const { body } = request;
-        const { key, token } = await lifecycle.create(caller, originOf(request), {
+        const newKey: NewKey = {
           workspaceId: body.workspace_id,
           environment: body.environment,
           name: body.name,
@@ -227,12 +237,24 @@ export function registerKeyRoutes({
           rateLimit: body.rate_limit,
           metadata: body.metadata ?? null,
           createdBy: body.created_by ?? null,
-        });
-        reply.code(201);
-        return {
-          success: true as const,
-          data: { ...viewOf(key, { nowMs: caller.now, rotationDueDays }), key: token },
         };
+        const { data } = await makeKeyOnce(
+          idempotency,
+          { request, reply },
+          {
+            first: (around) => lifecycle.create(caller, originOf(request), newKey, around),
+            again: async () => {
+              lifecycle.mayCreate(caller, newKey);
+              return {};
+            },
+            view: ({ key, token }) => ({
+              ...viewOf(key, { nowMs: caller.now, rotationDueDays }),
+              key: token,
+            }),
+          },
+        );
+        reply.code(201);
+        return { success: true as const, data };
       },
     );
 

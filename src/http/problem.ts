@@ -44,8 +44,9 @@ export function sendProblem(request: FastifyRequest, reply: FastifyReply, failur
   const problem = problemOf(failure.code, failure.message, request.id, failure.options.errors);
   const challenge = challengeOf(failure);
   if (challenge !== undefined) reply.header('www-authenticate', challenge);
-  if (problem.status === 429 || problem.status === 503) {
-    reply.header('retry-after', failure.options.retryAfterSeconds ?? DEFAULT_RETRY_AFTER_SECONDS);
+  const { retryAfterSeconds } = failure.options;
+  if (retryAfterSeconds !== undefined || problem.status === 429 || problem.status === 503) {
+    reply.header('retry-after', retryAfterSeconds ?? DEFAULT_RETRY_AFTER_SECONDS);
   }
   return reply.code(problem.status).type(PROBLEM_TYPE).send(JSON.stringify(problem));
 }

@@ -57,9 +57,17 @@ export interface ChangedKey {
   readonly propagation: Propagation;
 }
 
+/** What the transaction that makes a key does besides: `before` all else, and `after` all of it. */
+export interface Around {
+  before(executor: Executor): Promise<void>;
+  after(executor: Executor, created: CreatedKey): Promise<void>;
+}
+
 /** The one door for changes of keys. Each is authorized, written with its audit event in one transaction, and checked under a lock. */
 export interface KeyLifecycle {
-  create(caller: Caller, origin: Origin, newKey: NewKey): Promise<CreatedKey>;
+  create(caller: Caller, origin: Origin, newKey: NewKey, around?: Around): Promise<CreatedKey>;
+  /** Throws where the caller may not be shown such a key, also where one like it was made when it still might. */
+  mayCreate(caller: Caller, newKey: NewKey): void;
   /** Merges a patch into an active key. */
   update(caller: Caller, origin: Origin, id: KeyId, patch: KeyPatch): Promise<ChangedKey>;
   /** Idempotent: the first revocation's time and reason stay. */
@@ -146,11 +154,11 @@ export function createKeyLifecycle(options: KeyLifecycleOptions): KeyLifecycle {
     expiresAt: null,
   });
 
-  function settle(caller: Caller, newKey: NewKey) {
+  function complete(newKey: NewKey) {
     const environment =
       newKey.environment ??
       (newKey.workspaceId === SYSTEM_WORKSPACE ? SERVICE_ENVIRONMENT : DEFAULT_ENVIRONMENT);
-    const settings = {
+    return {
       workspaceId: newKey.workspaceId,
       environment,
       name: newKey.name,
@@ -161,6 +169,10 @@ export function createKeyLifecycle(options: KeyLifecycleOptions): KeyLifecycle {
       metadata: newKey.metadata,
       createdBy: newKey.createdBy,
     };
+  }
+
+  function settle(caller: Caller, newKey: NewKey) {
+    const settings = complete(newKey);
     const faults = [
       ...environmentFaults(settings, environments),
       ...settingFaults(settings, newKey, caller.now),
@@ -171,13 +183,21 @@ export function createKeyLifecycle(options: KeyLifecycleOptions): KeyLifecycle {
   }
 
   return {
-    async create(caller, origin, newKey) {
+    async create(caller, origin, newKey, around) {
       if (!reaches(caller, newKey.workspaceId)) throw foreignWorkspace(newKey.workspaceId);
       const made = await make(caller.now, settle(caller, newKey));
       return database.transaction(async (executor) => {
+        await around?.before(executor);
         await lockOrMakeWorkspace(executor, made.key.workspaceId);
-        return insert(executor, actorOf(caller, origin), made);
+        const created = await insert(executor, actorOf(caller, origin), made);
+        await around?.after(executor, created);
+        return created;
       });
+    },
+
+    mayCreate(caller, newKey) {
+      if (!reaches(caller, newKey.workspaceId)) throw foreignWorkspace(newKey.workspaceId);
+      refuseExcess(caller, complete(newKey));
     },
 
     async update(caller, origin, id, patch) {

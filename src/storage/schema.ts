@@ -228,6 +228,27 @@ export const auditEvents = pgTable(
 );
 
 /**
+ * First answers to requests with an Idempotency-Key, tokens among them, for 24 h: sealed with what is in no table
+ * (domain/sealed-answer.ts), and stored in the transaction of what they tell of.
+ */
+export const sealedAnswers = pgTable(
+  'sealed_answers',
+  {
+    id: uuid().primaryKey(),
+    /** An HMAC under KEY_SECRET of the calling service key's id and the Idempotency-Key. */
+    mac: bytea().notNull().unique(),
+    sealed: bytea().notNull(),
+    createdAt: time('created_at').notNull(),
+  },
+  (table) => [
+    index('sealed_answers_created_at').on(table.createdAt),
+    check('sealed_answers_mac_form', sql`octet_length(${table.mac}) = 32`),
+    // Salt, nonce and tag are 60; a body of 64 KiB makes no answer that is much larger.
+    check('sealed_answers_sealed_size', sql`octet_length(${table.sealed}) BETWEEN 60 AND 131072`),
+  ],
+);
+
+/**
  * The running instances that may answer from memory (docs/revocation.md). An id is used once; a row goes only when
  * it is released: by its owner, whose memory is empty by then, or by one that has waited its fence out.
  */

@@ -147,6 +147,7 @@ describe.skipIf(missing.length > 0)('the documented examples', () => {
     expect(driven).toMatchObject({ code: 0, stderr: '' });
     expect(JSON.parse(driven.stdout)).toEqual({
       listed: ['Nightly export'],
+      isSameAgain: true,
       withoutKey: 401,
       withKey: [200, { contacts: ['of ws_globex'] }],
       withoutClaviger: 503,
@@ -285,7 +286,8 @@ const ask = async (token) => {
 async function main() {
   server.listen(0, '127.0.0.1');
   await once(server, 'listening');
-  const { id, token } = await createKey('ws_globex', 'usr_7', 'Nightly export');
+  const { id, token } = await createKey('ws_globex', 'usr_7', 'Nightly export', 'form-1');
+  const again = await createKey('ws_globex', 'usr_7', 'Nightly export', 'form-1');
   const listed = (await listKeys('ws_globex')).map(({ name }) => name);
   const [withoutKey] = await ask(undefined);
   const withKey = await ask(token);
@@ -296,7 +298,7 @@ async function main() {
   await revokeKey(id, 'no longer needed');
   const afterRevocation = await ask(token);
   const faultOfDashboard = await revokeKey('key_00000000000000000000000000', 'none').catch((error) => error.message);
-  console.log(JSON.stringify({ listed, withoutKey, withKey, withoutClaviger, afterRevocation, faultOfDashboard }));
+  console.log(JSON.stringify({ isSameAgain: again.token === token, listed, withoutKey, withKey, withoutClaviger, afterRevocation, faultOfDashboard }));
   server.close();
   server.closeAllConnections();
 }

@@ -134,8 +134,21 @@ describe('the document', () => {
         for (const code of Object.keys(examples)) {
           expect(document.components.examples[code].value.status).toBe(Number(status));
         }
-        expect('Retry-After' in headers, `${name} ${status}`).toBe(status === '429' || status === '503');
+        expect('Retry-After' in headers, `${name} ${status}`).toBe(
+          status === '429' || status === '503' || 'idempotency_in_flight' in examples,
+        );
       }
+    }
+  });
+
+  test('tells of Idempotency-Key, its conflicts and its replays where a token is handed out, and nowhere else', () => {
+    for (const { name, object } of operations) {
+      const names = (object.parameters ?? []).map((parameter: Node) => parameter.name);
+      const created = object.responses['201'];
+      const takes = created !== undefined;
+      expect(names.includes('Idempotency-Key'), name).toBe(takes);
+      expect('422' in object.responses, name).toBe(takes);
+      expect('Idempotent-Replayed' in (created?.headers ?? {}), name).toBe(takes);
     }
   });
 
