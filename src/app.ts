@@ -24,10 +24,12 @@ import { registerMeRoute } from './http/me.ts';
 import { type MetricsSource, registerMetricsRoute } from './http/metrics.ts';
 import { handleError, sendProblem } from './http/problem.ts';
 import { requestIdOf } from './http/request-id.ts';
+import { registerScopeRoutes } from './http/scopes.ts';
 import { validatorCompiler } from './http/validation.ts';
 import { registerWorkspaceRoutes } from './http/workspaces.ts';
 import type { Idempotency } from './lifecycle/idempotency.ts';
 import type { KeyLifecycle } from './lifecycle/keys.ts';
+import type { ScopeLifecycle } from './lifecycle/scopes.ts';
 import type { WorkspaceLifecycle } from './lifecycle/workspaces.ts';
 import type { Recorder } from './recording/recorder.ts';
 import type { Database } from './storage/database.ts';
@@ -38,6 +40,7 @@ export interface AppDependencies {
   readonly database: Database;
   readonly verifier: Verifier;
   readonly lifecycle: KeyLifecycle;
+  readonly scopes: ScopeLifecycle;
   readonly recorder: Recorder;
   readonly workspaces: WorkspaceLifecycle;
   readonly idempotency: Idempotency;
@@ -67,6 +70,7 @@ export async function buildApp(dependencies: AppDependencies): Promise<FastifyIn
     verifier,
     lifecycle,
     workspaces,
+    scopes,
     idempotency,
     recorder,
     database,
@@ -130,6 +134,7 @@ export async function buildApp(dependencies: AppDependencies): Promise<FastifyIn
   await collectDocument(app, dependencies);
   registerKeyRoutes({ callers, lifecycle, idempotency, database, cursors, rotationDueDays });
   registerWorkspaceRoutes({ callers, workspaces, database });
+  registerScopeRoutes({ callers, scopes, database, cursors });
   registerIntrospectRoute({ callers, verifier, recorder });
   registerAuditRoutes({ callers, database, cursors });
   registerMeRoute({ callers });

@@ -5,6 +5,7 @@ import { createTokenMint } from './domain/token.ts';
 import { openEmbeddedPostgres } from './embedded-postgres.ts';
 import { createIdempotency, type Idempotency } from './lifecycle/idempotency.ts';
 import { createKeyLifecycle, type KeyLifecycle } from './lifecycle/keys.ts';
+import { createScopeLifecycle, type ScopeLifecycle } from './lifecycle/scopes.ts';
 import { createWorkspaceLifecycle, type WorkspaceLifecycle } from './lifecycle/workspaces.ts';
 import { type RecordingObserver, UNOBSERVED_RECORDING } from './recording/observer.ts';
 import { createRecorder, type Recorder } from './recording/recorder.ts';
@@ -41,6 +42,7 @@ export interface Core {
   readonly hasher: SecretHasher;
   readonly verifier: Verifier;
   readonly lifecycle: KeyLifecycle;
+  readonly scopes: ScopeLifecycle;
   readonly recorder: Recorder;
   readonly workspaces: WorkspaceLifecycle;
   readonly usage: UsageKeeper;
@@ -169,6 +171,7 @@ async function assemble(
       environments: config.environmentLimits,
     });
     const workspaces = createWorkspaceLifecycle(membership);
+    const scopes = createScopeLifecycle(membership);
     const memoKey = config.VERIFICATION_MEMO ? minting.derive('memo') : undefined;
     const verifier = createVerifier({
       database,
@@ -201,6 +204,7 @@ async function assemble(
       lifecycle,
       workspaces,
       idempotency,
+      scopes,
       recorder,
       usage,
       deriveKeys,

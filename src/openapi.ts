@@ -21,6 +21,7 @@ async function withApp<T>(look: (app: FastifyInstance) => T): Promise<T> {
     database: unused(),
     verifier: unused(),
     lifecycle: unused(),
+    scopes: unused(),
     recorder: unused(),
     workspaces: unused(),
     idempotency: unused(),

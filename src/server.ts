@@ -80,6 +80,7 @@ export function appDependencies(
     database: core.database,
     verifier: core.verifier,
     lifecycle: core.lifecycle,
+    scopes: core.scopes,
     recorder: core.recorder,
     workspaces: core.workspaces,
     idempotency: core.idempotency,

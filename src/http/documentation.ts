@@ -23,6 +23,7 @@ const TAGS = [
     name: 'Introspection',
     description: 'Ask whether a key may do what it asks for: for services and gateways.',
   },
+  { name: 'Scopes', description: 'The scope catalogue: what scopes imply and which routes they grant.' },
   { name: 'Workspaces', description: 'The tenants that own keys.' },
   { name: 'Watching', description: 'What keys were used for, and who changed them.' },
   { name: 'Service keys', description: 'The keys that call Claviger itself.' },

@@ -98,6 +98,23 @@ const patch = {
   },
 };
 
+const scope = {
+  name: 'write',
+  description: 'Change contacts',
+  implies: ['read'],
+  grants: [{ methods: ['POST', 'PATCH', 'DELETE'], path: '/*' }],
+  created_at: '2026-01-02T03:04:05.678Z',
+  updated_at: '2026-01-02T03:04:05.678Z',
+};
+
+const readScope = {
+  ...scope,
+  name: 'read',
+  description: 'Read contacts',
+  implies: [],
+  grants: [{ methods: ['GET'], path: '/*' }],
+};
+
 export const EXAMPLES: Readonly<Record<string, OperationExamples>> = {
   listKeys: {
     responses: {
@@ -201,6 +218,40 @@ export const EXAMPLES: Readonly<Record<string, OperationExamples>> = {
       },
     },
     responses: { 200: one('How many', { success: true, data: { revoked: 3 }, propagation }) },
+  },
+  listScopes: {
+    responses: {
+      200: one('The catalogue', {
+        success: true,
+        data: [scope, readScope],
+        pagination: { next_cursor: null, has_more: false },
+      }),
+    },
+  },
+  getScope: { responses: { 200: one('An entry', { success: true, data: scope }) } },
+  putScope: {
+    request: {
+      [JSON_TYPE]: {
+        read: {
+          summary: '`read`: what GET and HEAD need',
+          value: { description: 'Read contacts', grants: [{ methods: ['GET'], path: '/*' }] },
+        },
+        write: {
+          summary: '`write`: what changes need; it implies `read`',
+          value: {
+            description: 'Change contacts',
+            implies: ['read'],
+            grants: [{ methods: ['POST', 'PATCH', 'DELETE'], path: '/*' }],
+          },
+        },
+        plain: { summary: 'A scope that means just itself', value: {} },
+      },
+    },
+    responses: { 200: one('The entry from now on', { success: true, data: scope, propagation }) },
+  },
+  deleteScope: {
+    request: { [JSON_TYPE]: one('Nothing', {}) },
+    responses: { 200: one('The entry as it was', { success: true, data: scope, propagation }) },
   },
   introspect: {
     request: {

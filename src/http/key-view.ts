@@ -1,9 +1,8 @@
 import type { z } from 'zod';
 import { type Key, statusOf } from '../domain/key.ts';
-import type { Restrictions } from '../domain/restriction.ts';
 import { hintOf } from '../domain/token.ts';
 import { SYSTEM_WORKSPACE } from '../domain/workspace.ts';
-import { fromTime, type keyOutput, type restrictionsOutput } from './schemas.ts';
+import { endpointsView, fromTime, type keyOutput, type restrictionsOutput } from './schemas.ts';
 
 const DAY_MS = 86_400_000;
 
@@ -49,16 +48,9 @@ export function restrictionsView(
     : {
         allowed_ips,
         allowed_referrers: copy(restrictions.allowed_referrers),
-        allowed_endpoints: endpointsView(restrictions),
+        allowed_endpoints:
+          restrictions.allowed_endpoints === null ? null : endpointsView(restrictions.allowed_endpoints),
       };
-}
-
-function endpointsView({ allowed_endpoints }: Restrictions) {
-  return (
-    allowed_endpoints?.map(({ methods, path }) =>
-      methods == null ? { path } : { methods: [...methods], path },
-    ) ?? null
-  );
 }
 
 function copy(list: readonly string[] | null): string[] | null {

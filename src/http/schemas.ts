@@ -3,6 +3,7 @@ import { type JsonObject, KEY_STATUSES } from '../domain/key.ts';
 import { KEY_ID_PATTERN } from '../domain/key-id.ts';
 import { MAX_METADATA_BYTES } from '../domain/key-patch.ts';
 import { MAX_LIMIT, MAX_WINDOW_SECONDS } from '../domain/rate-limit.ts';
+import type { RouteRuleText } from '../domain/route-pattern.ts';
 import {
   MAX_SCOPE_LENGTH,
   MAX_SCOPES,
@@ -54,6 +55,7 @@ export const environment = z
   );
 export const keyName = text(120).describe('What people call the key.');
 export const workspaceName = text(120).describe('What people call the workspace.');
+export const scopeDescription = text(500).describe('What the scope is for, for people to read.');
 export const createdBy = text(MAX_TEXT_LENGTH).describe('Who asked for the key, in the words of the caller.');
 export const reason = text(MAX_TEXT_LENGTH).describe('Why, for whoever looks at the key later.');
 export const scope = z
@@ -108,7 +110,7 @@ const restrictionList = <T extends z.ZodType>(entry: T) =>
     .max(MAX_LIST_ENTRIES, `must have at most ${MAX_LIST_ENTRIES} entries`)
     .nullable();
 
-const endpointInput = z
+export const endpointInput = z
   .strictObject({
     methods: z
       .array(z.string().max(32))
@@ -119,7 +121,7 @@ const endpointInput = z
       .describe(METHODS),
     path: pattern.describe(PATH),
   })
-  .meta({ id: 'NewEndpoint', description: 'A route that the key may call.' });
+  .meta({ id: 'NewEndpoint', description: 'A route and its methods.' });
 
 export const restrictionsInput = z
   .strictObject({
@@ -135,12 +137,17 @@ export const restrictionsInput = z
       'From where and for what the key may be used. Each list allows; absent or `null` does not restrict; an empty list is refused, since it could mean all or nothing.',
   });
 
-const endpointOutput = z
+export const endpointOutput = z
   .object({
     methods: z.array(z.string()).optional().describe(METHODS),
     path: z.string().describe(PATH),
   })
-  .meta({ id: 'Endpoint', description: 'A route that the key may call.' });
+  .meta({ id: 'Endpoint', description: 'A route and its methods.' });
+
+/** Routes as the API shows them: all methods are none in particular. */
+export function endpointsView(endpoints: readonly RouteRuleText[]): z.input<typeof endpointOutput>[] {
+  return endpoints.map(({ methods, path }) => (methods == null ? { path } : { methods: [...methods], path }));
+}
 
 export const restrictionsOutput = z
   .object({

@@ -30,6 +30,7 @@ import { lockOrMakeWorkspace, lockWorkspace } from '../storage/workspaces.ts';
 import type { Changed, Membership, Propagation } from '../verification/membership.ts';
 import type { SecretHasher } from '../verification/secret-hasher.ts';
 import { actorOf, changedMembers, isoTime, keyShown, type Origin } from './audit.ts';
+import { refuseUnknownScopes } from './scopes.ts';
 
 /** What a caller says of a new key; what it leaves out is `undefined`. */
 export interface NewKey {
@@ -189,6 +190,7 @@ export function createKeyLifecycle(options: KeyLifecycleOptions): KeyLifecycle {
       return database.transaction(async (executor) => {
         await around?.before(executor);
         await lockOrMakeWorkspace(executor, made.key.workspaceId);
+        if (made.key.workspaceId !== SYSTEM_WORKSPACE) await refuseUnknownScopes(executor, newKey.scopes);
         const created = await insert(executor, actorOf(caller, origin), made);
         await around?.after(executor, created);
         return created;
@@ -213,6 +215,7 @@ export function createKeyLifecycle(options: KeyLifecycleOptions): KeyLifecycle {
         const faults = settingFaults(after, patch, caller.now);
         if (faults.length > 0) throw invalidInput(...faults);
         refuseExcess(caller, after);
+        if (after.workspaceId !== SYSTEM_WORKSPACE) await refuseUnknownScopes(executor, patch.scopes ?? []);
         await keepAnAdmin(executor, before, after, caller.now);
         const changes = changedMembers(keyShown(before), keyShown(after));
         if (changes === undefined) return keyChanged(before, { repeated: true });

@@ -12,7 +12,10 @@ export type AuditAction =
   | 'key.updated'
   | 'key.revoked'
   | 'workspace.updated'
-  | 'workspace.keys_revoked';
+  | 'workspace.keys_revoked'
+  | 'scope.created'
+  | 'scope.updated'
+  | 'scope.deleted';
 
 /** Who acts, from where, in which request. An operator at the command line has none of these. */
 export interface Actor {

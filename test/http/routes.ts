@@ -28,16 +28,22 @@ export const ROUTES: readonly Route[] = [
   { method: 'PUT', path: '/v1/workspaces/{id}', permission: 'workspaces:write', body: { name: 'Acme' } },
   { method: 'POST', path: '/v1/workspaces/{id}/revoke-keys', permission: 'keys:write', body: {} },
   { method: 'GET', path: '/v1/audit-events', permission: 'audit:read' },
+  { method: 'GET', path: '/v1/scopes', permission: 'keys:read' },
+  { method: 'PUT', path: '/v1/scopes/{name}', permission: 'scopes:write', body: { implies: ['list'] } },
+  { method: 'GET', path: '/v1/scopes/{name}', permission: 'keys:read' },
+  { method: 'DELETE', path: '/v1/scopes/{name}', permission: 'scopes:write' },
   { method: 'POST', path: '/v1/introspect', permission: 'introspect', body: { key: 'no key at all' } },
 ];
 
 /** The routes that read a body. */
 export const BODY_ROUTES = ROUTES.filter(({ method }) => method !== 'GET');
 
-/** The path with a key's id or a workspace's in its place. */
+/** The path with a key's id, a workspace's or a scope in its place. */
 export function pathTo(
   { path }: Route,
   { keyId, workspaceId = 'ws_acme' }: { keyId: string; workspaceId?: string },
 ): string {
-  return path.replace('{id}', path.startsWith('/v1/workspaces') ? workspaceId : keyId);
+  return path
+    .replace('{id}', path.startsWith('/v1/workspaces') ? workspaceId : keyId)
+    .replace('{name}', 'read');
 }
