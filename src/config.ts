@@ -77,6 +77,18 @@ export const SETTINGS = {
     range: '`on` or `off`',
     purpose: 'Whether introspections are recorded: usage, last use, request logs. Usage reports always are.',
   },
+  USAGE_RETENTION_DAYS: {
+    schema: integer(1, 3650).default(400),
+    default: '400',
+    range: '1–3650',
+    purpose: 'How long usage is kept, in whole months.',
+  },
+  AUDIT_RETENTION_DAYS: {
+    schema: days(30, 3650).prefault('730'),
+    default: '730',
+    range: '30–3650 or `off`',
+    purpose: 'How long audit events are kept, in whole months; `off`: for ever.',
+  },
   KEY_PREFIX: {
     schema: label().default('ck'),
     default: 'ck',
@@ -343,6 +355,16 @@ function rateLimit() {
       (limit) => limit === null || (limit.limit <= MAX_LIMIT && limit.window_seconds <= MAX_WINDOW_SECONDS),
       message,
     );
+}
+
+/** Days, or `off` as `null`. */
+function days(least: number, most: number) {
+  const message = `must be a whole number from ${least} to ${most}, or off`;
+  return z
+    .string()
+    .regex(/^(\d{1,4}|off)$/, message)
+    .transform((value) => (value === 'off' ? null : Number(value)))
+    .refine((value) => value === null || (value >= least && value <= most), message);
 }
 
 /** Requests a minute, or `off` as `null`. */

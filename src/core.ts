@@ -9,10 +9,12 @@ import { createScopeLifecycle, type ScopeLifecycle } from './lifecycle/scopes.ts
 import { createWorkspaceLifecycle, type WorkspaceLifecycle } from './lifecycle/workspaces.ts';
 import { type RecordingObserver, UNOBSERVED_RECORDING } from './recording/observer.ts';
 import { createRecorder, type Recorder } from './recording/recorder.ts';
+import { createUpkeep, type KeptTable } from './recording/upkeep.ts';
 import { createUsageKeeper, type UsageKeeper } from './recording/usage.ts';
 import { createDatabase, type Database } from './storage/database.ts';
 import { countUncoveredSecrets, storeSecret } from './storage/key-secrets.ts';
 import { migrateDatabase } from './storage/migrations.ts';
+import { PARTITIONED_TABLES } from './storage/partitions.ts';
 import { loadCatalogue } from './storage/scopes.ts';
 import { createCatalogueCache } from './verification/catalogue-cache.ts';
 import {
@@ -134,9 +136,16 @@ async function assemble(
   });
   const usage = createUsageKeeper({ database, observer: recordingObserver, report });
   const recorder = createRecorder({ database, keepers: [usage], isOn: config.RECORDING });
+  const upkeep = createUpkeep({
+    database,
+    tables: keptTables(config),
+    observer: recordingObserver,
+    report,
+  });
   let idempotency: Idempotency | undefined;
   const close = async (flushWithinMs = FLUSH_WITHIN_MS) => {
     idempotency?.stop();
+    await upkeep.close();
     // Before the lease goes: as long as others count on this instance, it has told what it did.
     await recorder.close(flushWithinMs);
     await membership.close();
@@ -194,6 +203,7 @@ async function assemble(
     if (role === 'service') {
       await membership.start();
       idempotency.start();
+      upkeep.start();
     }
     return {
       database,
@@ -214,6 +224,19 @@ async function assemble(
     await close();
     throw error;
   }
+}
+
+/** All tables that grow with time, each with how long it is kept. */
+function keptTables(config: Config): readonly KeptTable[] {
+  const retentionDays: Record<keyof typeof PARTITIONED_TABLES, number | null> = {
+    audit_events: config.AUDIT_RETENTION_DAYS,
+    usage: config.USAGE_RETENTION_DAYS,
+    usage_durations: config.USAGE_RETENTION_DAYS,
+  };
+  return Object.values(PARTITIONED_TABLES).map((table) => ({
+    table,
+    retentionDays: retentionDays[table.name],
+  }));
 }
 
 async function refuseUncoveredSecrets(database: Database, secrets: readonly KeySecret[]): Promise<void> {

@@ -101,6 +101,10 @@ export function createMetrics(): Metrics {
   const flushFailures = counter('usage_flush_failures_total', 'Batches of usage that will be tried again.');
   const droppedUsage = counter('usage_dropped_total', 'Introspections that are in no count.');
 
+  const partitionsMade = counter('partitions_made_total', 'Partitions that upkeep made.');
+  const partitionsDropped = counter('partitions_dropped_total', 'Partitions dropped, older than is kept.');
+  const upkeepFailures = counter('upkeep_failures_total', 'Steps of upkeep that will be tried again.');
+
   return {
     observer: {
       lookedUp: lookups,
@@ -123,6 +127,9 @@ export function createMetrics(): Metrics {
       usageFlushed: ({ tookMs }) => flushTime.observe(tookMs / 1000),
       usageFlushFailed: () => flushFailures.inc(),
       usageDropped: (count) => droppedUsage.inc(count),
+      partitionsMade: (count) => partitionsMade.inc(count),
+      partitionsDropped: (count) => partitionsDropped.inc(count),
+      upkeepFailed: () => upkeepFailures.inc(),
     },
 
     watch({ cache, hasher, membership, usage }) {

@@ -27,6 +27,8 @@ const CASES: Readonly<Record<string, { accepted: readonly string[]; refused: rea
   CACHED_KEYS: { accepted: ['1', '10000000'], refused: ['0', '10000001', '10000000000'] },
   VERIFICATION_MEMO: { accepted: ['on', 'off'], refused: ['ON', 'true', '1'] },
   RECORDING: { accepted: ['on', 'off'], refused: ['ON', 'true', '1'] },
+  USAGE_RETENTION_DAYS: { accepted: ['1', '3650'], refused: ['0', '3651', 'off'] },
+  AUDIT_RETENTION_DAYS: { accepted: ['30', '3650', 'off'], refused: ['29', '3651', 'OFF', '1e3'] },
   KEY_PREFIX: {
     accepted: ['c', 'ck', 'a234567890123456'],
     refused: ['C', '1k', 'c_k', 'a2345678901234567', 'ck '],

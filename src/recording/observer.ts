@@ -1,7 +1,7 @@
 import type { Outcome } from '../domain/decision.ts';
 
-/** What the recorder tells of itself as it happens; metrics are made of it. Every call is cheap and throws nothing. */
-export interface RecordingObserver {
+/** What the counting of usage tells of itself. */
+export interface UsageObserver {
   /** An introspection has come to this. */
   introspected(outcome: Outcome): void;
   /** A batch of usage is committed. */
@@ -12,10 +12,25 @@ export interface RecordingObserver {
   usageDropped(count: number): void;
 }
 
+/** What upkeep tells of itself. */
+export interface UpkeepObserver {
+  /** Upkeep has made, or dropped, so many partitions. */
+  partitionsMade(count: number): void;
+  partitionsDropped(count: number): void;
+  /** A step of upkeep failed, and is tried again. */
+  upkeepFailed(): void;
+}
+
+/** What the recorder tells of itself as it happens; metrics are made of it. Every call is cheap and throws nothing. */
+export interface RecordingObserver extends UsageObserver, UpkeepObserver {}
+
 /** For whom nobody watches. */
 export const UNOBSERVED_RECORDING: RecordingObserver = {
   introspected: () => undefined,
   usageFlushed: () => undefined,
   usageFlushFailed: () => undefined,
   usageDropped: () => undefined,
+  partitionsMade: () => undefined,
+  partitionsDropped: () => undefined,
+  upkeepFailed: () => undefined,
 };

@@ -16,7 +16,7 @@ import {
   noteUses,
   type UsageCount,
 } from '../storage/usage.ts';
-import { type RecordingObserver, UNOBSERVED_RECORDING } from './observer.ts';
+import { UNOBSERVED_RECORDING, type UsageObserver } from './observer.ts';
 import type { Keeper } from './recorder.ts';
 
 /*
@@ -36,7 +36,7 @@ import type { Keeper } from './recorder.ts';
 
 export interface UsageOptions {
   readonly database: Database;
-  readonly observer?: RecordingObserver;
+  readonly observer?: UsageObserver;
   /** Told of what an operator should know: counts that wait, and counts that are lost. */
   report(event: { readonly message: string; readonly cause?: unknown }): void;
   /** For tests: tallies that memory may hold. */

@@ -1,7 +1,7 @@
 import { describe, expect, onTestFinished, test } from 'vitest';
 import { INVALID, type KeyRecord, refuse, refuseKey } from '../../src/domain/decision.ts';
 import { keyIdFromUuid } from '../../src/domain/key-id.ts';
-import type { RecordingObserver } from '../../src/recording/observer.ts';
+import type { UsageObserver } from '../../src/recording/observer.ts';
 import { createUsageKeeper, type UsageKeeper } from '../../src/recording/usage.ts';
 import { createDatabase, type Database } from '../../src/storage/database.ts';
 import { addUsage, beginFlush, findUses } from '../../src/storage/usage.ts';
@@ -26,7 +26,7 @@ interface Fixture {
   readonly database: Database;
   readonly test: TestDatabase;
   readonly reports: string[];
-  readonly events: Record<keyof RecordingObserver, number>;
+  readonly events: Record<keyof UsageObserver, number>;
 }
 
 /** A keeper on a database of its own; `disturb` may fail a transaction after or before its commit. */
