@@ -113,6 +113,13 @@ export const SETTINGS = {
     range: '`limit/seconds` or `off`',
     purpose: 'The same for the environment `test`; unset: `DEFAULT_RATE_LIMIT`.',
   },
+  RATE_LIMIT_ON_OUTAGE: {
+    schema: z.enum(['allow', 'refuse'], 'must be allow or refuse').default('allow'),
+    default: 'allow',
+    range: '`allow` or `refuse`',
+    purpose:
+      'What becomes of keys with a rate limit while the database is away and the quota at hand is spent.',
+  },
   ROTATION_DUE_DAYS: {
     schema: integer(1, 3650).default(90),
     default: '90',

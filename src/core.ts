@@ -15,6 +15,7 @@ import { createDatabase, type Database } from './storage/database.ts';
 import { countUncoveredSecrets, storeSecret } from './storage/key-secrets.ts';
 import { migrateDatabase } from './storage/migrations.ts';
 import { PARTITIONED_TABLES } from './storage/partitions.ts';
+import { exchangeQuota, openCounters } from './storage/rate-windows.ts';
 import { loadCatalogue } from './storage/scopes.ts';
 import { createCatalogueCache } from './verification/catalogue-cache.ts';
 import {
@@ -24,6 +25,7 @@ import {
   type Membership,
 } from './verification/membership.ts';
 import { type EngineObserver, UNOBSERVED } from './verification/observer.ts';
+import { createQuota, type Quota } from './verification/quota.ts';
 import { createRecordCache, type RecordCache } from './verification/record-cache.ts';
 import { createSecretHasher, type SecretHasher } from './verification/secret-hasher.ts';
 import { createVerifier, type Resolved, type Verifier } from './verification/verifier.ts';
@@ -49,6 +51,7 @@ export interface Core {
   readonly workspaces: WorkspaceLifecycle;
   readonly usage: UsageKeeper;
   readonly idempotency: Idempotency;
+  readonly quota: Quota;
   /** Keys of one purpose, derived from each secret, newest first. */
   deriveKeys(purpose: KeyPurpose): readonly [Buffer, ...Buffer[]];
   /** Where the embedded database keeps its files, if that is not the folder asked for. */
@@ -124,12 +127,23 @@ async function assemble(
     unmatched: config.CATALOGUE_UNMATCHED,
     broken,
   });
+  const quota = createQuota({
+    store: {
+      open: (counters) => database.read((executor) => openCounters(executor, counters)),
+      exchange: (asks) => database.read((executor) => exchangeQuota(executor, asks)),
+    },
+    onOutage: config.RATE_LIMIT_ON_OUTAGE,
+    capacity: config.CACHED_KEYS,
+    observer,
+    report,
+  });
   const leaseMs = config.LEASE_SECONDS * 1000;
   const membership = createMembership({
     database,
     listenUrl,
     leaseMs,
-    memory: joinMemories(cache, catalogues),
+    memory: joinMemories(cache, catalogues, quota),
+    hearQuota: quota.hear,
     observer,
     report,
     broken,
@@ -148,6 +162,7 @@ async function assemble(
     await upkeep.close();
     // Before the lease goes: as long as others count on this instance, it has told what it did.
     await recorder.close(flushWithinMs);
+    await quota.close();
     await membership.close();
     await database.close();
   };
@@ -188,6 +203,7 @@ async function assemble(
       hasher,
       cache,
       catalogues,
+      quota,
       lease: membership,
       memoKey,
       observer,
@@ -217,6 +233,7 @@ async function assemble(
       scopes,
       recorder,
       usage,
+      quota,
       deriveKeys,
       close,
     };

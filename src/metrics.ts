@@ -11,7 +11,7 @@ export interface Metrics {
   /** To be told of what happens in the recorder. */
   readonly recordingObserver: RecordingObserver;
   /** Reads the sizes of what was put together, at each scrape. */
-  watch(core: Pick<Core, 'cache' | 'hasher' | 'membership' | 'usage'>): void;
+  watch(core: Pick<Core, 'cache' | 'hasher' | 'membership' | 'usage' | 'quota'>): void;
   /** The metrics in Prometheus' text format, and its content type. */
   render(): Promise<{ readonly text: string; readonly contentType: string }>;
 }
@@ -19,6 +19,7 @@ export interface Metrics {
 const PREFIX = 'claviger_';
 const ARGON2_BUCKETS_SECONDS = [0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5];
 const FLUSH_BUCKETS_SECONDS = [0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10];
+const QUOTA_BUCKETS_SECONDS = [0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.5, 1, 3];
 const CHANGE_BUCKETS_SECONDS = [0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.5, 1, 5, 10, 30, 100, 310];
 
 export function createMetrics(): Metrics {
@@ -71,6 +72,19 @@ export function createMetrics(): Metrics {
     'listener',
     'drain',
   ]);
+  const charges = counts('rate_limit_charges_total', 'Uses charged to a rate limit, by what decided.', 'by', [
+    'memory',
+    'fetched',
+    'refused',
+    'outage_allowed',
+    'outage_refused',
+  ]);
+  const quotaStatements = histogram(
+    'rate_limit_statement_seconds',
+    'Time of a statement that fetched quota.',
+    QUOTA_BUCKETS_SECONDS,
+  );
+  const quotaCounters = counter('rate_limit_counters_total', 'Counters that those statements asked about.');
   const argon2Wait = histogram(
     'argon2_wait_seconds',
     'Time waited for an argon2 slot.',
@@ -119,6 +133,11 @@ export function createMetrics(): Metrics {
       fenced: (count) => fences.inc(count),
       confirmed: (waitedMs) => changeWait.observe(waitedMs / 1000),
       registered: () => registrations.inc(),
+      charged: charges,
+      exchanged({ counters, tookMs }) {
+        quotaStatements.observe(tookMs / 1000);
+        quotaCounters.inc(counters);
+      },
       left: ends,
     },
 
@@ -132,13 +151,17 @@ export function createMetrics(): Metrics {
       upkeepFailed: () => upkeepFailures.inc(),
     },
 
-    watch({ cache, hasher, membership, usage }) {
+    watch({ cache, hasher, membership, usage, quota }) {
       gauge('usage_pending', 'Keys whose usage waits in memory to be written, by the hour.', () =>
         usage.pending(),
       );
       gauge('cached_keys', 'Keys that memory knows.', () => cache.size);
       gauge('argon2_running', 'Argon2 computations under way.', () => hasher.load().running);
       gauge('argon2_waiting', 'Argon2 computations that wait for a slot.', () => hasher.load().waiting);
+      gauge('rate_limit_waiting', 'Uses that wait for quota.', () => quota.load().waiting);
+      gauge('rate_limit_outage', '1 while RATE_LIMIT_ON_OUTAGE decides, else 0.', () =>
+        quota.load().away ? 1 : 0,
+      );
       gauge('leased', '1 while memory may answer, else 0.', () => (membership.isLeased() ? 1 : 0));
       gauge(
         'lease_age_seconds',

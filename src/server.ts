@@ -16,6 +16,7 @@ import { createMetrics, type Metrics } from './metrics.ts';
 import { loggable } from './storage/database.ts';
 import { readDatabaseTime } from './storage/keys.ts';
 import type { Membership } from './verification/membership.ts';
+import type { Quota } from './verification/quota.ts';
 
 /** How long a draining instance still takes connections, so that a load balancer sees `/readyz` turn first. */
 const DRAIN_NOTICE_MS = 1_000;
@@ -130,7 +131,7 @@ export async function serve(config: Config, options: Pick<CoreOptions, 'broken'>
     if (err !== undefined) logger.fatal({ err: loggable(err) }, 'stopping after a fault');
     else logger.info({ signal }, 'draining');
     const flushUntil = performance.now() + DRAIN_LIMIT_MS - DRAIN_GOODBYE_MS;
-    await drain(running, { phase, connections, membership: core.membership });
+    await drain(running, { phase, connections, membership: core.membership, quota: core.quota });
     await core.close(Math.max(DRAIN_FLUSH_MS, flushUntil - performance.now()));
     logger.info('stopped');
   });
@@ -149,9 +150,11 @@ async function drain(
     phase,
     connections,
     membership,
-  }: { phase: Phase; connections: ReadonlySet<net.Socket>; membership: Membership },
+    quota,
+  }: { phase: Phase; connections: ReadonlySet<net.Socket>; membership: Membership; quota: Quota },
 ): Promise<void> {
   phase.draining = true;
+  quota.drain();
   await connectionsEnd(connections, DRAIN_NOTICE_MS);
   // Closing resets connections that the kernel has queued. Right after a turn's I/O these are the fewest; who looks
   // at /readyz has sent none for a while.

@@ -50,6 +50,7 @@ const CASES: Readonly<Record<string, { accepted: readonly string[]; refused: rea
   },
   TEST_DEFAULT_RATE_LIMIT: { accepted: ['1/1', 'off'], refused: ['0/1', '2147483648/1'] },
   ROTATION_DUE_DAYS: { accepted: ['1', '3650'], refused: ['0', '3651'] },
+  RATE_LIMIT_ON_OUTAGE: { accepted: ['allow', 'refuse'], refused: ['deny', 'Allow'] },
   CATALOGUE_UNMATCHED: { accepted: ['refuse', 'allow'], refused: ['deny', 'ALLOW'] },
   CALLER_RATE_LIMIT: { accepted: ['1', '1000000000', 'off'], refused: ['0', '1000000001', '-1'] },
   INTROSPECT_RATE_LIMIT: { accepted: ['1', '1000000000', 'off'], refused: ['0', '1000000001'] },

@@ -1,4 +1,5 @@
 import { type Key, statusOf } from './key.ts';
+import type { RateLimitState } from './rate-limit.ts';
 import type { CompiledRestrictions, RequestFacts } from './restriction.ts';
 import type { Catalogue } from './scope-catalogue.ts';
 import { SYSTEM_WORKSPACE, type WorkspaceState } from './workspace.ts';
@@ -15,6 +16,7 @@ export const REFUSALS = {
   referrer_not_allowed: 403,
   endpoint_not_allowed: 403,
   insufficient_scope: 403,
+  rate_limited: 429,
 } as const;
 
 export type RefusalCode = keyof typeof REFUSALS;
@@ -39,6 +41,8 @@ export interface Question {
   readonly workspaceId?: string | undefined;
   readonly environment?: string | undefined;
   readonly request?: RequestFacts | undefined;
+  /** What this use counts against rate limits; default: 1. */
+  readonly cost?: number | undefined;
 }
 
 export interface Refusal {
@@ -49,6 +53,8 @@ export interface Refusal {
   readonly record: KeyRecord | undefined;
   /** The database time that it was judged by, in milliseconds. */
   readonly nowMs: number | undefined;
+  /** Of `rate_limited`: the limit that refused, and after how many seconds a repeat may pass. */
+  readonly limited?: { readonly rateLimit: RateLimitState; readonly retryAfterSeconds: number };
 }
 
 export interface Allowance {
@@ -56,6 +62,8 @@ export interface Allowance {
   readonly record: KeyRecord;
   /** The database time that it was judged by, in milliseconds. */
   readonly nowMs: number;
+  /** The tighter of its limits, after this use; absent where it has none, or was not charged yet. */
+  readonly rateLimit?: RateLimitState | undefined;
 }
 
 export type Decision = Allowance | Refusal;

@@ -293,6 +293,20 @@ export const EXAMPLES: Readonly<Record<string, OperationExamples>> = {
             created_at: '2026-01-02T03:04:05.678Z',
             expires_at: null,
             metadata: { team: 'data' },
+            rate_limit: { limit: 1000, remaining: 999, reset: 1767326400, window_seconds: 3600 },
+          },
+        },
+        rateLimited: {
+          summary: 'It has been used too often',
+          value: {
+            active: false,
+            reason: {
+              code: 'rate_limited',
+              status: 429,
+              detail: 'The rate limit of 1000 in 3600 s leaves too little for this.',
+            },
+            rate_limit: { limit: 1000, remaining: 0, reset: 1767326400, window_seconds: 3600 },
+            retry_after: 1542,
           },
         },
         inactive: {

@@ -3,6 +3,7 @@ import { z } from 'zod';
 import { type Caller, reaches } from '../domain/caller.ts';
 import { type Decision, type Question, REFUSALS } from '../domain/decision.ts';
 import { Failure, invalidInput } from '../domain/errors.ts';
+import { MAX_COST } from '../domain/rate-limit.ts';
 import type { RequestFacts } from '../domain/restriction.ts';
 import { foreignWorkspace } from '../lifecycle/keys.ts';
 import type { Recorder } from '../recording/recorder.ts';
@@ -14,7 +15,6 @@ import { parseInput, unvalidated } from './validation.ts';
 
 const JSON_TYPE = 'application/json';
 const FORM = 'application/x-www-form-urlencoded';
-const MAX_COST = 10_000;
 /** Whatever a client sent as its key gets a verdict, so that the body's own bound is the only one. */
 const MAX_KEY_LENGTH = 65_536;
 const MAX_URL_LENGTH = 8_192;
@@ -73,6 +73,9 @@ const activeOutput = z
     created_at: schemas.timeOutput.describe('When the key was made.'),
     expires_at: schemas.timeOutput.nullable().describe('`null`: never.'),
     metadata: schemas.metadataOutput.nullable().describe('What its creator gave, as it was.'),
+    rate_limit: schemas.rateLimitState
+      .nullable()
+      .describe("The tighter of the key's limit and its workspace's, after this use; `null`: there is none."),
   })
   .meta({ id: 'ActiveKey', description: 'The answer to JSON for a key that may do what was asked.' });
 
@@ -91,6 +94,11 @@ const inactiveOutput = z
         detail: z.string().describe('For a developer to read.'),
       })
       .describe('Why not.'),
+    rate_limit: schemas.rateLimitState.optional().describe('With `rate_limited`: the limit that refused.'),
+    retry_after: z
+      .int()
+      .optional()
+      .describe('With `rate_limited`: after how many seconds a repeat may be allowed.'),
   })
   .meta({ id: 'InactiveKey', description: 'The answer to JSON for a key that is refused.' });
 
@@ -178,14 +186,21 @@ function wrongMediaType(body: unknown): Failure {
 }
 
 function questionOf(body: z.output<typeof jsonBody>, caller: Caller): { token: string; question: Question } {
-  const { key, token = key, scopes, workspace_id: workspaceId, environment, request } = body;
+  const { key, token = key, scopes, workspace_id: workspaceId, environment, cost, request } = body;
   if (token === undefined || (key !== undefined && body.token !== undefined)) {
     throw invalidInput({ path: 'key', message: 'send the key in `key` or in `token`, one of them' });
   }
   if (workspaceId !== undefined && !reaches(caller, workspaceId)) throw foreignWorkspace(workspaceId);
   return {
     token,
-    question: { visibleWorkspaces: caller.allowedWorkspaces, scopes, workspaceId, environment, request },
+    question: {
+      visibleWorkspaces: caller.allowedWorkspaces,
+      scopes,
+      workspaceId,
+      environment,
+      cost,
+      request,
+    },
   };
 }
 
@@ -209,8 +224,11 @@ function registerFormBody(app: FastifyInstance): void {
 
 function jsonAnswer(decision: Decision): JsonAnswer {
   if (!decision.active) {
-    const { code, detail } = decision;
-    return { active: false, reason: { code, status: REFUSALS[code], detail } };
+    const { code, detail, limited } = decision;
+    const reason = { code, status: REFUSALS[code], detail };
+    return limited === undefined
+      ? { active: false, reason }
+      : { active: false, reason, rate_limit: limited.rateLimit, retry_after: limited.retryAfterSeconds };
   }
   const { key } = decision.record;
   return {
@@ -223,6 +241,7 @@ function jsonAnswer(decision: Decision): JsonAnswer {
     created_at: schemas.fromTime(key.createdAt),
     expires_at: schemas.fromTime(key.expiresAt),
     metadata: key.metadata === null ? null : { ...key.metadata },
+    rate_limit: decision.rateLimit ?? null,
   };
 }
 

@@ -182,6 +182,19 @@ export const rateLimitOutput = z
   .object({ limit: z.int().describe(LIMIT), window_seconds: z.int().describe(WINDOW) })
   .meta({ id: 'RateLimit', description: RATE_LIMIT });
 
+export const rateLimitState = z
+  .object({
+    limit: z.int().describe(LIMIT),
+    remaining: z
+      .int()
+      .describe(
+        'What the window still allows, as far as this instance knows; exact while it alone serves the key.',
+      ),
+    reset: z.int().describe('When the window ends, in seconds since the epoch.'),
+    window_seconds: z.int().describe(WINDOW),
+  })
+  .meta({ id: 'RateLimitState', description: 'How a rate limit stands in the current window.' });
+
 /** Any JSON object: body.ts has bounded its depth, the lifecycle bounds its size. */
 export const metadata = z
   .custom<JsonObject>(

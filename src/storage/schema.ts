@@ -353,3 +353,31 @@ export const keyUses = pgTable(
     check('key_uses_form', sql`${table.lastUsed} IS NULL OR ${table.lastUsed} <= ${table.idleSince}`),
   ],
 );
+
+/**
+ * What instances have leased of each limit (docs/rate-limits.md): one row for each subject and window length, which
+ * moves on with the windows. Logged: a lease that a crash of the server forgot would be granted twice.
+ */
+export const rateWindows = pgTable(
+  'rate_windows',
+  {
+    /** `key_…`, or `workspace:` and its id. */
+    subject: text().notNull(),
+    windowSeconds: integer('window_seconds').notNull(),
+    /** Seconds since the epoch, by the database's clock. */
+    windowStart: bigint('window_start', { mode: 'number' }).notNull(),
+    /** What instances have taken of the window, spent or not. */
+    leased: bigint({ mode: 'number' }).notNull(),
+    /** The part of it that they hold in stock, as they last told. */
+    stocked: bigint({ mode: 'number' }).notNull(),
+    /** Whether somebody asked for more than was left: from then on nothing is taken into stock, and returns are notified. */
+    wanted: boolean().notNull(),
+  },
+  (table) => [
+    primaryKey({ columns: [table.subject, table.windowSeconds] }),
+    check(
+      'rate_windows_form',
+      sql`${table.windowSeconds} > 0 AND ${table.windowStart} >= 0 AND ${table.leased} >= 0 AND ${table.stocked} >= 0`,
+    ),
+  ],
+);

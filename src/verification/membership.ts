@@ -19,6 +19,7 @@ import {
   releaseInstances,
   type Subject,
 } from '../storage/membership.ts';
+import { QUOTA_CHANNEL, type QuotaNotice, readQuotaNotice } from '../storage/rate-windows.ts';
 import type { EngineObserver } from './observer.ts';
 
 /*
@@ -100,6 +101,8 @@ export interface MembershipOptions {
   readonly listenUrl: string;
   readonly leaseMs: number;
   readonly memory: Memory;
+  /** Told of what instances tell each other about quota (quota.ts), on the same connection. */
+  readonly hearQuota: (notice: QuotaNotice) => void;
   readonly observer: EngineObserver;
   /** Told of what an operator should know: losses and returns. */
   report(event: { readonly message: string; readonly cause?: unknown }): void;
@@ -218,6 +221,7 @@ export function createMembership(options: MembershipOptions): Membership {
     let acknowledging = false;
     const listener = await openListener(options.listenUrl, (channel, payload) => {
       if (channel === CHANGES_CHANNEL) hearChange(payload);
+      else if (channel === QUOTA_CHANNEL) hearQuota(payload);
       else hearAcknowledgements(payload);
     });
 
@@ -252,7 +256,7 @@ export function createMembership(options: MembershipOptions): Membership {
     }
 
     try {
-      await listener.listen([CHANGES_CHANNEL, acknowledgementChannel(id)]);
+      await listener.listen([CHANGES_CHANNEL, QUOTA_CHANNEL, acknowledgementChannel(id)]);
       await refuseWrongServer(listener);
       await probe(listener);
       ownIds.add(id);
@@ -406,6 +410,11 @@ export function createMembership(options: MembershipOptions): Membership {
 
   function isLeased(): boolean {
     return registration !== undefined && (monotonic() < registration.deadline || broken.has('deadline'));
+  }
+
+  function hearQuota(payload: string): void {
+    const notice = readQuotaNotice(payload);
+    if (notice !== undefined) options.hearQuota(notice);
   }
 
   // ---- changing, and waiting for the others ----

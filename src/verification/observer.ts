@@ -16,6 +16,10 @@ export interface EngineObserver {
   confirmed(waitedMs: number): void;
   /** This instance registered; the first time, and again whenever it had lost its lease or its listener. */
   registered(): void;
+  /** A use was charged to its limits: by what was at hand, by quota that was fetched, or by RATE_LIMIT_ON_OUTAGE. */
+  charged(way: 'memory' | 'fetched' | 'refused' | 'outage_allowed' | 'outage_refused'): void;
+  /** One statement that fetched quota, for so many counters. */
+  exchanged(statement: { readonly counters: number; readonly tookMs: number }): void;
   /** This instance's memory stopped answering, for this reason. */
   left(reason: 'fenced' | 'lapsed' | 'listener' | 'drain'): void;
 }
@@ -31,5 +35,7 @@ export const UNOBSERVED: EngineObserver = {
   fenced: () => undefined,
   confirmed: () => undefined,
   registered: () => undefined,
+  charged: () => undefined,
+  exchanged: () => undefined,
   left: () => undefined,
 };

@@ -1,11 +1,14 @@
 import { hash as digest, timingSafeEqual } from 'node:crypto';
 import { type Caller, callerOf } from '../domain/caller.ts';
 import {
+  type Allowance,
   type Decision,
   decide,
   INVALID,
   type KeyRecord,
   type Question,
+  refuse,
+  refuseKey,
   refuseUnproved,
 } from '../domain/decision.ts';
 import { Failure } from '../domain/errors.ts';
@@ -18,6 +21,7 @@ import type { Database } from '../storage/database.ts';
 import { type LoadedKey, loadKey, replaceHash, storeMemo } from '../storage/keys.ts';
 import type { CatalogueCache } from './catalogue-cache.ts';
 import type { EngineObserver } from './observer.ts';
+import type { Charge, Quota } from './quota.ts';
 import type { Flight, RecordCache } from './record-cache.ts';
 import type { SecretHasher } from './secret-hasher.ts';
 
@@ -48,6 +52,7 @@ export interface VerifierOptions {
   readonly hasher: SecretHasher;
   readonly cache: RecordCache<Resolved>;
   readonly catalogues: CatalogueCache;
+  readonly quota: Pick<Quota, 'charge'>;
   /** Whether memory may answer, and the database time to judge it by. */
   readonly lease: { isLeased(): boolean; now(): number | undefined };
   /** The key of the memo's MACs; `undefined`: no memo. */
@@ -57,7 +62,7 @@ export interface VerifierOptions {
 
 /** The one way from a token to a verdict (docs/architecture.md): memory, else parse, load, prove; then decide. */
 export function createVerifier(options: VerifierOptions): Verifier {
-  const { database, mint, hasher, cache, catalogues, lease, memoKey, observer } = options;
+  const { database, mint, hasher, cache, catalogues, quota, lease, memoKey, observer } = options;
 
   function resolve(token: string, leased: boolean): Soon<Resolved> {
     const tokenDigest = digest('sha256', token, 'base64url');
@@ -158,7 +163,29 @@ export function createVerifier(options: VerifierOptions): Verifier {
     const leased = lease.isLeased();
     const catalogue =
       (leased ? catalogues.held() : undefined) ?? (await (leased ? catalogues.load() : catalogues.read()));
-    return decide(found.record, question, catalogue, found.nowMs + (performance.now() - foundAt));
+    return chargeAllowed(
+      decide(found.record, question, catalogue, found.nowMs + (performance.now() - foundAt)),
+      question,
+    );
+  }
+
+  /** Charges what passed all other checks, and nothing else. */
+  function chargeAllowed(decision: Decision, { cost = 1 }: Question): Soon<Decision> {
+    if (!decision.active) return decision;
+    const { key, workspace } = decision.record;
+    if (key.rateLimit === null && workspace.rateLimit === null) return decision;
+    const charge = quota.charge({
+      keyId: key.id,
+      keyLimit: key.rateLimit,
+      workspaceId: key.workspaceId,
+      workspaceLimit: workspace.rateLimit,
+      cost,
+      leased: lease.isLeased(),
+      nowMs: decision.nowMs,
+    });
+    return charge instanceof Promise
+      ? charge.then((done) => decisionOf(decision, done))
+      : decisionOf(decision, charge);
   }
 
   return {
@@ -170,7 +197,7 @@ export function createVerifier(options: VerifierOptions): Verifier {
         return decideLater(resolved, question);
       }
       if (resolved === undefined || catalogue === undefined) return INVALID;
-      return decide(resolved.record, question, catalogue, resolved.nowMs);
+      return chargeAllowed(decide(resolved.record, question, catalogue, resolved.nowMs), question);
     },
 
     authenticate(token, address) {
@@ -179,6 +206,19 @@ export function createVerifier(options: VerifierOptions): Verifier {
         ? resolved.then((found) => authenticationOf(found, address))
         : authenticationOf(resolved, address);
     },
+  };
+}
+
+function decisionOf({ record, nowMs }: Allowance, charge: Charge): Decision {
+  if (charge.admitted) return { active: true, record, nowMs, rateLimit: charge.rateLimit };
+  const { rateLimit, retryAfterSeconds, because } = charge;
+  const detail =
+    because === 'spent'
+      ? `The rate limit of ${rateLimit.limit} in ${rateLimit.window_seconds} s leaves too little for this.`
+      : 'The rate limit cannot be checked at the moment.';
+  return {
+    ...refuseKey(refuse('rate_limited', detail), record, nowMs),
+    limited: { rateLimit, retryAfterSeconds },
   };
 }
 

@@ -9,6 +9,7 @@ import { type CreatedKey, createKeyLifecycle, type KeyLifecycle } from '../../sr
 import { createDatabase, type Database } from '../../src/storage/database.ts';
 import { storeSecret } from '../../src/storage/key-secrets.ts';
 import type { Subject } from '../../src/storage/membership.ts';
+import { exchangeQuota, openCounters } from '../../src/storage/rate-windows.ts';
 import { loadCatalogue } from '../../src/storage/scopes.ts';
 import { createCatalogueCache } from '../../src/verification/catalogue-cache.ts';
 import {
@@ -19,6 +20,7 @@ import {
   type Propagation,
 } from '../../src/verification/membership.ts';
 import type { EngineObserver } from '../../src/verification/observer.ts';
+import { createQuota } from '../../src/verification/quota.ts';
 import { createRecordCache, type RecordCache } from '../../src/verification/record-cache.ts';
 import {
   type Argon2Parameters,
@@ -105,11 +107,22 @@ export async function openEngine(test: TestDatabase, options: EngineOptions = {}
   });
   const hasher = options.wrapHasher?.(plainHasher) ?? plainHasher;
   const reports: string[] = [];
+  const quota = createQuota({
+    store: {
+      open: (counters) => database.read((executor) => openCounters(executor, counters)),
+      exchange: (asks) => database.read((executor) => exchangeQuota(executor, asks)),
+    },
+    onOutage: 'refuse',
+    capacity: options.capacity ?? 1000,
+    observer,
+    report: ({ message }) => reports.push(message),
+  });
   const membership = createMembership({
     database,
     listenUrl: test.url,
     leaseMs: options.leaseMs ?? LEASE_MS,
-    memory: joinMemories(cache, catalogues),
+    memory: joinMemories(cache, catalogues, quota),
+    hearQuota: quota.hear,
     observer,
     report: ({ message }) => reports.push(message),
     broken,
@@ -136,11 +149,13 @@ export async function openEngine(test: TestDatabase, options: EngineOptions = {}
     hasher,
     cache,
     catalogues,
+    quota,
     lease: membership,
     memoKey,
     observer,
   });
   onTestFinished(async () => {
+    await quota.close();
     await membership.close();
     // A test may have closed it already.
     await database.close().catch(() => undefined);
@@ -201,6 +216,8 @@ function createCounter(): { observer: EngineObserver; count(event: string): numb
     fenced: () => add('fenced'),
     confirmed: () => add('confirmed'),
     registered: () => add('registered'),
+    charged: (way) => add(`charged ${way}`),
+    exchanged: () => add('exchanged'),
     left: (reason) => add(`left ${reason}`),
   };
   return { observer, count: (event) => counts.get(event) ?? 0 };

@@ -63,6 +63,7 @@ describe('an introspection in JSON', () => {
       workspace_id: 'ws_acme',
       environment: 'live',
       created_at: data.created_at,
+      rate_limit: { limit: 1000, remaining: 999, reset: expect.any(Number), window_seconds: 3600 },
       ...settings,
     });
     expect(answer.body.created_at).toMatch(TIME);
@@ -70,9 +71,15 @@ describe('an introspection in JSON', () => {
   });
 
   test('shows what a key has not as null, and all of its scopes whatever was asked for', async () => {
-    const { token } = await app.createKey({ scopes: ['write', 'read'] });
+    const { token } = await app.createKey({ scopes: ['write', 'read'], rate_limit: null });
     const { body } = await app.introspect(token);
-    expect(body).toMatchObject({ active: true, expires_at: null, metadata: null, scopes: ['write', 'read'] });
+    expect(body).toMatchObject({
+      active: true,
+      expires_at: null,
+      metadata: null,
+      rate_limit: null,
+      scopes: ['write', 'read'],
+    });
   });
 
   test('of a refused key answers with the reason alone', async () => {
@@ -134,7 +141,7 @@ describe('an introspection in JSON', () => {
   });
 
   test('takes a cost of 0 to 10,000 uses', async () => {
-    const { token } = await app.createKey();
+    const { token } = await app.createKey({ rate_limit: null });
     for (const cost of [0, 1, 10_000]) expect(await codeOf(token, { cost })).toBe('active');
     for (const cost of [-1, 10_001, 0.5, '1', null]) {
       const answer = await app.introspect(token, { cost });
