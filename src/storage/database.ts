@@ -104,6 +104,28 @@ export function createDatabase(options: DatabaseOptions): Database {
   };
 }
 
+/**
+ * A query whose text is made once for each executor, and not at each call: drizzle takes longer for that than the
+ * database for a row. For queries of the hot path, run on the pool. The server is told no name for it, since a
+ * transaction pooler may hand each execution to another connection.
+ */
+export function once<Query extends object>(
+  build: (executor: Executor) => Query,
+): (executor: Executor) => Query {
+  const built = new WeakMap<Executor, Query>();
+  return (executor) => {
+    let query = built.get(executor);
+    if (query === undefined) {
+      query = build(executor);
+      built.set(executor, query);
+    }
+    return query;
+  };
+}
+
+/** What `prepare` takes for a query that the server is not to keep. */
+export const UNNAMED = '';
+
 /** The statement under way, or the next one, fails of itself. */
 function ignoreLoss(): void {}
 

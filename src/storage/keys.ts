@@ -18,7 +18,7 @@ import {
 import type { Key, KeyStatus } from '../domain/key.ts';
 import { type KeyId, keyIdFromUuid, keyIdToUuid, uuidFloor, uuidTime } from '../domain/key-id.ts';
 import { SYSTEM_WORKSPACE, type WorkspaceState } from '../domain/workspace.ts';
-import type { Executor } from './database.ts';
+import { type Executor, once, UNNAMED } from './database.ts';
 import { rateLimitColumnsOf, rateLimitOf } from './rate-limit.ts';
 import { apiKeys, verifiedSecrets, workspaces } from './schema.ts';
 import { workspaceStateColumns, workspaceStateOf } from './workspaces.ts';
@@ -48,9 +48,8 @@ export async function readDatabaseTime(executor: Executor): Promise<number> {
   return rows[0]?.now ?? Number.NaN;
 }
 
-/** Loads a key for verification: one query by primary key. */
-export async function loadKey(executor: Executor, id: KeyId): Promise<LoadedKey | undefined> {
-  const [row] = await executor
+const loadedKey = once((executor) =>
+  executor
     .select({
       ...keyColumns,
       hash: hashColumn,
@@ -61,7 +60,13 @@ export async function loadKey(executor: Executor, id: KeyId): Promise<LoadedKey 
     .from(apiKeys)
     .innerJoin(workspaces, eq(workspaces.id, apiKeys.workspaceId))
     .leftJoin(verifiedSecrets, eq(verifiedSecrets.keyId, apiKeys.id))
-    .where(eq(apiKeys.id, keyIdToUuid(id)));
+    .where(eq(apiKeys.id, sql.placeholder('id')))
+    .prepare(UNNAMED),
+);
+
+/** Loads a key for verification: one query by primary key. */
+export async function loadKey(executor: Executor, id: KeyId): Promise<LoadedKey | undefined> {
+  const [row] = await loadedKey(executor).execute({ id: keyIdToUuid(id) });
   return (
     row && {
       key: keyOf(row),

@@ -1,7 +1,9 @@
+import { hash as digestOf } from 'node:crypto';
 import { LRUCache } from 'lru-cache';
 import type { KeyRecord } from '../domain/decision.ts';
 import type { KeyId } from '../domain/key-id.ts';
 import type { BrokenRule, Memory } from './membership.ts';
+import { createSharing } from './sharing.ts';
 
 /*
  * What memory holds of each token, found by its digest:
@@ -18,7 +20,13 @@ import type { BrokenRule, Memory } from './membership.ts';
  * An invalidation drops records and keeps proofs, so that a changed key costs one read and no argon2. It must
  * take the same few steps whatever is held: a key's record is emptied; a workspace's handle is marked stale, and
  * records compare their handle when they are looked up; an epoch's end only counts the epoch up.
+ *
+ * There may be millions: a hash is held as a fingerprint, and records share what they have in common (sharing.ts).
  */
+
+/** Stands for an argon2 hash: 128 bits of its SHA-256. Salts are ours, so that nobody has a say in what collides. */
+type Fingerprint = string;
+const FINGERPRINT_BYTES = 16;
 
 /** Shared by all records of a workspace, so that one mark makes all of them stale. */
 interface WorkspaceHandle {
@@ -29,9 +37,10 @@ interface WorkspaceHandle {
 
 export interface CacheEntry {
   readonly keyId: KeyId;
-  /** The argon2 hash that the token matched; `undefined` while only an unproved record is known. */
-  provenHash: string | undefined;
-  hash: string | undefined;
+  /** Of the argon2 hash that the token matched; `undefined` while only an unproved record is known. */
+  proven: Fingerprint | undefined;
+  /** Of the record's hash. */
+  hash: Fingerprint | undefined;
   record: KeyRecord | undefined;
   workspace: WorkspaceHandle | undefined;
   epoch: number;
@@ -50,6 +59,8 @@ export interface RecordCache<Outcome> extends Memory {
   /** The record of a token, if it may be believed without asking the database, and without a proof where none is needed. */
   find(digest: string): CacheEntry | undefined;
   currentRecord(entry: CacheEntry): KeyRecord | undefined;
+  /** Whether a token is known to match this argon2 hash. */
+  isProven(digest: string, hash: string): boolean;
   /** The flight of a token that a request may join now. */
   joinable(digest: string): Flight<Outcome> | undefined;
   begin(digest: string, keyId: KeyId): Flight<Outcome>;
@@ -78,6 +89,7 @@ export function createRecordCache<Outcome>({
   const digests = new Map<KeyId, string>();
   const workspaces = new Map<string, WorkspaceHandle>();
   const flights = new Map<string, Flight<Outcome>>();
+  const sharing = createSharing();
   let epoch = 0;
 
   const entries = new LRUCache<string, CacheEntry>({
@@ -107,12 +119,17 @@ export function createRecordCache<Outcome>({
     return handle;
   }
 
+  /** As it is held: what it has in common with others is theirs too. */
+  function compact(record: KeyRecord, workspace: WorkspaceHandle): KeyRecord {
+    return { ...record, key: sharing.compact(record.key, workspace.id) };
+  }
+
   function entryOf(digest: string, keyId: KeyId): CacheEntry {
     let entry = entries.get(digest);
     if (entry === undefined) {
       entry = {
         keyId,
-        provenHash: undefined,
+        proven: undefined,
         hash: undefined,
         record: undefined,
         workspace: undefined,
@@ -138,6 +155,10 @@ export function createRecordCache<Outcome>({
     find: (digest) => entries.get(digest),
     currentRecord: (entry) =>
       entry.epoch === epoch && entry.workspace?.current === true ? entry.record : undefined,
+    isProven: (digest, hash) => {
+      const proven = entries.get(digest)?.proven;
+      return proven !== undefined && proven === fingerprintOf(hash);
+    },
     joinable: (digest) => flights.get(digest),
 
     begin(digest, keyId) {
@@ -153,13 +174,14 @@ export function createRecordCache<Outcome>({
     store(digest, { record, hash, proven }, flight) {
       const keepRecord = flight !== undefined && mayLand(flight);
       if (!proven && !keepRecord) return;
+      const fingerprint = fingerprintOf(hash);
       const entry = entryOf(digest, record.key.id);
-      if (proven) entry.provenHash = hash;
+      if (proven) entry.proven = fingerprint;
       if (!keepRecord) return;
       dropRecord(entry);
-      entry.record = record;
-      entry.hash = hash;
       entry.workspace = handleOf(record.key.workspaceId);
+      entry.record = compact(record, entry.workspace);
+      entry.hash = fingerprint;
       entry.epoch = epoch;
     },
 
@@ -191,4 +213,8 @@ export function createRecordCache<Outcome>({
       return entries.size;
     },
   };
+}
+
+function fingerprintOf(hash: string): Fingerprint {
+  return digestOf('sha256', hash, 'buffer').toString('latin1', 0, FINGERPRINT_BYTES);
 }

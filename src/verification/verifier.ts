@@ -91,7 +91,7 @@ export function createVerifier(options: VerifierOptions): Verifier {
     const nowMs = lease.now();
     if (entry === undefined || record === undefined || nowMs === undefined) return undefined;
     // A key that is over needs no proof: its token was minted here, and nothing but its end is told.
-    if (entry.provenHash !== entry.hash && refuseUnproved(record.key, nowMs) === undefined) return undefined;
+    if (entry.proven !== entry.hash && refuseUnproved(record.key, nowMs) === undefined) return undefined;
     observer.lookedUp('memory');
     return { record, nowMs };
   }
@@ -119,7 +119,7 @@ export function createVerifier(options: VerifierOptions): Verifier {
     tokenDigest: string,
     { key, hash, memo }: LoadedKey,
   ): Promise<string | undefined> {
-    if (cache.find(tokenDigest)?.provenHash === hash) {
+    if (cache.isProven(tokenDigest, hash)) {
       observer.proved('memory');
       return hash;
     }
