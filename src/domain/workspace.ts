@@ -15,6 +15,12 @@ export interface PlanLimits {
   readonly maxKeyLifetimeDays: number | null;
 }
 
+export const NO_LIMITS: PlanLimits = Object.freeze({
+  maxActiveKeys: null,
+  allowedScopes: null,
+  maxKeyLifetimeDays: null,
+});
+
 /** What PUT replaces as a whole (contract §6). */
 export interface WorkspaceSettings {
   readonly name: string | null;
@@ -34,7 +40,7 @@ export interface Workspace extends WorkspaceSettings {
 /** A workspace that was never put: no name, no limit of any kind. */
 export const DEFAULT_WORKSPACE: Omit<Workspace, 'id'> = Object.freeze({
   name: null,
-  limits: Object.freeze({ maxActiveKeys: null, allowedScopes: null, maxKeyLifetimeDays: null }),
+  limits: NO_LIMITS,
   rateLimit: null,
   disabled: false,
   createdAt: null,

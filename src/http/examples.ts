@@ -389,7 +389,7 @@ const DETAILS: Readonly<Record<ErrorCode, string>> = {
   invalid_request: 'The request breaks a rule of this endpoint; see `errors`.',
   unauthorized: 'The credential is not a valid service key.',
   forbidden: 'This service key lacks the permission "keys:write".',
-  limit_reached: 'The plan of this workspace allows 10 keys, and it has 10.',
+  limit_reached: 'The plan of this workspace allows 10 active keys, and it has that many.',
   not_found: 'There is no such key.',
   key_not_active: 'The key is revoked and cannot be changed.',
   idempotency_in_flight: 'The first request with this Idempotency-Key is still being worked on.',

@@ -40,7 +40,9 @@ const createBody = z
     expires_at: schemas.timeInput
       .nullable()
       .optional()
-      .describe('An RFC 3339 time in the future; from then on the key is refused. Absent or `null`: never.'),
+      .describe(
+        "An RFC 3339 time in the future; from then on the key is refused. Absent or `null`: never, or the latest that the workspace's plan allows.",
+      ),
     restrictions: schemas.restrictionsInput.nullable().optional().describe('Absent or `null`: none.'),
     rate_limit: schemas.rateLimit
       .nullable()
@@ -218,6 +220,7 @@ export function registerKeyRoutes({
             201: schemas.success(schemas.keyWithTokenOutput).describe('The key was made; here is its token.'),
             ...schemas.problems({
               ...schemas.CALLER_PROBLEMS,
+              ...schemas.PLAN_PROBLEMS,
               ...IDEMPOTENCY_PROBLEMS,
               ...schemas.BODY_PROBLEMS,
             }),
@@ -275,6 +278,7 @@ export function registerKeyRoutes({
             200: schemas.changed(schemas.keyOutput).describe('The key as it is from now on.'),
             ...schemas.problems({
               ...schemas.CALLER_PROBLEMS,
+              ...schemas.PLAN_PROBLEMS,
               ...noKey,
               ...conflict,
               ...schemas.BODY_PROBLEMS,

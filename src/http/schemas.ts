@@ -318,6 +318,11 @@ export const CALLER_PROBLEMS = {
   503: 'Nothing was decided or done (`overloaded`, `unavailable`).',
 } as const;
 
+/** What a route may answer besides that gives a key what its workspace's plan has to allow. */
+export const PLAN_PROBLEMS = {
+  403: "The service key may not do this (`forbidden`), or the workspace's plan does not allow it (`limit_reached`): `detail` says which.",
+} as const;
+
 /** What a route that asks for nothing may answer still. */
 export const BARE_PROBLEMS = { 400: 'Not a well-formed HTTP request (`invalid_request`).' } as const;
 

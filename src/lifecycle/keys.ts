@@ -9,14 +9,22 @@ import {
   type KeySettings,
   metadataFault,
 } from '../domain/key-patch.ts';
+import {
+  expiryWithin,
+  latestExpiry,
+  noMoreKeys,
+  refuseScopesBeyond,
+  refuseWithoutKeys,
+} from '../domain/plan.ts';
 import type { RateLimit } from '../domain/rate-limit.ts';
 import { addressesWithin, type RestrictionsInput, restrictionFaults } from '../domain/restriction.ts';
 import { isPermission, PERMISSIONS } from '../domain/scope.ts';
 import { HINT_LENGTH, type TokenMint } from '../domain/token.ts';
-import { SERVICE_ENVIRONMENT, SYSTEM_WORKSPACE } from '../domain/workspace.ts';
+import { NO_LIMITS, type PlanLimits, SERVICE_ENVIRONMENT, SYSTEM_WORKSPACE } from '../domain/workspace.ts';
 import { type Actor, appendAuditEvent, OPERATOR } from '../storage/audit.ts';
 import type { Database, Executor } from '../storage/database.ts';
 import {
+  countActiveKeys,
   countAdmins,
   findKey,
   hasServiceKeys,
@@ -189,9 +197,10 @@ export function createKeyLifecycle(options: KeyLifecycleOptions): KeyLifecycle {
       const made = await make(caller.now, settle(caller, newKey));
       return database.transaction(async (executor) => {
         await around?.before(executor);
-        await lockOrMakeWorkspace(executor, made.key.workspaceId);
+        const { limits } = await lockOrMakeWorkspace(executor, made.key.workspaceId);
         if (made.key.workspaceId !== SYSTEM_WORKSPACE) await refuseUnknownScopes(executor, newKey.scopes);
-        const created = await insert(executor, actorOf(caller, origin), made);
+        const key = await keepToPlan(executor, limits, made.key);
+        const created = await insert(executor, actorOf(caller, origin), { ...made, key });
         await around?.after(executor, created);
         return created;
       });
@@ -204,19 +213,21 @@ export function createKeyLifecycle(options: KeyLifecycleOptions): KeyLifecycle {
 
     async update(caller, origin, id, patch) {
       const { result: key, propagation } = await membership.change(async (executor) => {
-        const before = await lockVisible(executor, caller, id);
-        if (statusOf(before, caller.now) !== 'active') {
-          throw new Failure(
-            'key_not_active',
-            `The key is ${statusOf(before, caller.now)}; only active keys can be changed.`,
-          );
+        // With its workspace, so that no key that a creation has counted as expired comes to life beside it.
+        const underPlan = patch.scopes !== undefined || patch.expiresAt !== undefined;
+        const { key: before, limits } = await lockVisible(executor, caller, id, { underPlan });
+        const nowMs = await readDatabaseTime(executor);
+        const status = statusOf(before, nowMs);
+        if (status !== 'active') {
+          throw new Failure('key_not_active', `The key is ${status}; only active keys can be changed.`);
         }
-        const after = { ...before, ...applyPatch(before, patch) };
-        const faults = settingFaults(after, patch, caller.now);
+        const patched = { ...before, ...applyPatch(before, patch) };
+        const faults = settingFaults(patched, patch, nowMs);
         if (faults.length > 0) throw invalidInput(...faults);
+        const after = keepChangeToPlan(limits, before, patched);
         refuseExcess(caller, after);
         if (after.workspaceId !== SYSTEM_WORKSPACE) await refuseUnknownScopes(executor, patch.scopes ?? []);
-        await keepAnAdmin(executor, before, after, caller.now);
+        await keepAnAdmin(executor, before, after, nowMs);
         const changes = changedMembers(keyShown(before), keyShown(after));
         if (changes === undefined) return keyChanged(before, { repeated: true });
         await updateKey(executor, after);
@@ -229,7 +240,7 @@ export function createKeyLifecycle(options: KeyLifecycleOptions): KeyLifecycle {
             keyId: id,
             ...changes,
           },
-          caller.now,
+          nowMs,
         );
         return keyChanged(after);
       });
@@ -238,7 +249,7 @@ export function createKeyLifecycle(options: KeyLifecycleOptions): KeyLifecycle {
 
     async revoke(caller, origin, id, reason) {
       const { result: key, propagation } = await membership.change(async (executor) => {
-        const before = await lockVisible(executor, caller, id);
+        const { key: before } = await lockVisible(executor, caller, id);
         if (before.revokedAt !== null) return keyChanged(before, { repeated: true });
         await keepAnAdmin(executor, before, undefined, caller.now);
         const revokedAt = Math.floor(await readDatabaseTime(executor));
@@ -286,13 +297,24 @@ function keyChanged(key: Key, { repeated = false } = {}): Changed<Key> {
   return { result: key, subject: { kind: 'key', id: key.id }, repeated };
 }
 
-/** Finds and locks a key that the caller may see; for a service key the workspace `system` first, so that admins are counted one change at a time. */
-async function lockVisible(executor: Executor, caller: Caller, id: KeyId): Promise<Key> {
+/**
+ * Finds and locks a key that the caller may see. Its workspace is locked before it where its plan is asked for, and
+ * for a service key always, so that admins are counted one change at a time.
+ */
+async function lockVisible(
+  executor: Executor,
+  caller: Caller,
+  id: KeyId,
+  { underPlan = false } = {},
+): Promise<{ key: Key; limits: PlanLimits }> {
   const found = await findKey(executor, id);
-  if (found?.workspaceId === SYSTEM_WORKSPACE) await lockWorkspace(executor, SYSTEM_WORKSPACE);
-  const key = found && (await lockKey(executor, id));
-  if (key === undefined || !reaches(caller, key.workspaceId)) throw noSuchKey();
-  return key;
+  if (found === undefined || !reaches(caller, found.workspaceId)) throw noSuchKey();
+  const { workspaceId } = found;
+  const workspace =
+    underPlan || workspaceId === SYSTEM_WORKSPACE ? await lockWorkspace(executor, workspaceId) : undefined;
+  const key = await lockKey(executor, id);
+  if (key === undefined) throw noSuchKey();
+  return { key, limits: workspace?.limits ?? NO_LIMITS };
 }
 
 export function noSuchKey(): Failure {
@@ -364,6 +386,35 @@ function settingFaults(
   }
   const metadata = metadataFault(key.metadata);
   return metadata === undefined ? faults : [...faults, metadata];
+}
+
+/**
+ * A new key as the plan of its workspace, which is locked, lets it be.
+ * @throws Failure `limit_reached`
+ */
+async function keepToPlan(executor: Executor, limits: PlanLimits, key: Key): Promise<Key> {
+  refuseWithoutKeys(limits);
+  refuseScopesBeyond(limits, key.scopes);
+  const expiresAt = key.expiresAt === null ? latestExpiry(limits, key.createdAt) : expiryWithin(limits, key);
+  const { maxActiveKeys } = limits;
+  if (maxActiveKeys !== null) {
+    const active = await countActiveKeys(executor, { workspaceId: key.workspaceId, upTo: maxActiveKeys });
+    if (active >= maxActiveKeys) throw noMoreKeys(maxActiveKeys);
+  }
+  return { ...key, expiresAt };
+}
+
+/**
+ * A changed key as the plan lets it be. What the key has it keeps, also where the plan was narrowed since: only what
+ * it would gain is held against the plan.
+ * @throws Failure `limit_reached`
+ */
+function keepChangeToPlan(limits: PlanLimits, before: Key, after: Key): Key {
+  refuseScopesBeyond(
+    limits,
+    after.scopes.filter((scope) => !before.scopes.includes(scope)),
+  );
+  return after.expiresAt === before.expiresAt ? after : { ...after, expiresAt: expiryWithin(limits, after) };
 }
 
 function refuseExcess(caller: Caller, key: KeySettings & Pick<Key, 'workspaceId'>): void {

@@ -209,6 +209,34 @@ export async function countAdmins(
   return row?.admins ?? 0;
 }
 
+/**
+ * How many active keys a workspace has, by the database's clock; `upTo` at most, since more are of no interest: it
+ * reads no more than that of a workspace of any size.
+ */
+export async function countActiveKeys(
+  executor: Executor,
+  { workspaceId, upTo }: { workspaceId: string; upTo: number },
+): Promise<number> {
+  const expiry = sql`coalesce(${apiKeys.expiresAt}, 'infinity')`;
+  const active = executor
+    .select({ one: sql`1`.as('one') })
+    .from(apiKeys)
+    .where(
+      and(
+        eq(apiKeys.workspaceId, workspaceId),
+        isNull(apiKeys.revokedAt),
+        // The time of this statement, which came after the lock on the workspace.
+        sql`${expiry} > statement_timestamp()`,
+      ),
+    )
+    // The order of the index, so that it is the one that is taken, and left at the last that counts.
+    .orderBy(sql`${expiry} DESC`)
+    .limit(upTo)
+    .as('active');
+  const [row] = await executor.select({ keys: count() }).from(active);
+  return row?.keys ?? 0;
+}
+
 export interface KeyFilters {
   readonly workspaceId?: string | undefined;
   readonly environment?: string | undefined;

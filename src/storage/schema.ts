@@ -131,6 +131,10 @@ export const apiKeys = pgTable(
     index('api_keys_revoked')
       .on(table.createdAt, table.id)
       .where(sql`${table.revokedAt} IS NOT NULL AND ${table.prefix} <> ''`),
+    // What counts against a plan, the last to expire first.
+    index('api_keys_workspace_expiry')
+      .on(table.workspaceId, sql`coalesce(${table.expiresAt}, 'infinity')`)
+      .where(sql`${table.revokedAt} IS NULL`),
     index('api_keys_name').on(table.name.op('text_pattern_ops'), table.id),
     index('api_keys_scopes').using('gin', table.scopes),
     index('api_keys_expires_at').on(table.expiresAt).where(sql`${table.expiresAt} IS NOT NULL`),

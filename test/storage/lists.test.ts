@@ -2,10 +2,10 @@ import pg from 'pg';
 import { afterAll, beforeAll, describe, expect, onTestFinished, test, vi } from 'vitest';
 import { readConfig } from '../../src/config.ts';
 import { openCore } from '../../src/core.ts';
-import { keyIdFromUuid, uuidFloor } from '../../src/domain/key-id.ts';
+import { keyIdFromUuid, keyIdToUuid, uuidFloor } from '../../src/domain/key-id.ts';
 import { keySecret } from '../../src/domain/key-secret.ts';
 import { createCursorCodec } from '../../src/http/cursor.ts';
-import { createTestApp, TEST_KEY_SECRET, type TestApp } from '../support/app.ts';
+import { appOfTest, createTestApp, TEST_KEY_SECRET, type TestApp } from '../support/app.ts';
 import { createTestDatabase, type TestDatabase } from '../support/database.ts';
 import { BIG_WORKSPACE, FORMER_SECRET, fillWithKeys } from './many-keys.ts';
 
@@ -175,6 +175,38 @@ describe('reads no more of 100,000 keys than of 20,000 for', () => {
       }
     }
   });
+});
+
+test('the count against a plan reads as many keys as the plan allows, however many there are and were', async () => {
+  const app = await appOfTest();
+  /** Gives a workspace many keys, of which the first five never expire. */
+  const fill = async (workspace_id: string, { expiry, madeAt }: { expiry: string; madeAt: number }) => {
+    const { id } = await app.createKey({ workspace_id });
+    await app.database.query(
+      `INSERT INTO api_keys (id, workspace_id, environment, name, prefix, last_characters, hash, secret_id, scopes, created_at, expires_at)
+       SELECT (lpad(to_hex(made), 12, '0') || '7000a000' || lpad(to_hex(i), 12, '0'))::uuid, workspace_id, environment, name, prefix,
+         last_characters, hash, secret_id, scopes, to_timestamp(made / 1000.0), CASE WHEN i > 5 THEN (${expiry})::timestamptz END
+       FROM api_keys, generate_series(1, ${FEW}) i, LATERAL (SELECT ${madeAt} + i AS made) AS key WHERE id = $1`,
+      [keyIdToUuid(id)],
+    );
+  };
+  await fill('ws_endless', { expiry: 'NULL', madeAt: 1_700_000_000_000 });
+  await fill('ws_over', { expiry: "now() - interval '1 day'", madeAt: 1_710_000_000_000 });
+  await app.database.query('ANALYZE api_keys');
+  for (const [workspace, allowed, status] of [
+    ['ws_endless', 10, 403],
+    ['ws_over', 6, 403],
+    ['ws_over', 10, 201],
+  ] as const) {
+    await app.put(`/v1/workspaces/${workspace}`, { limits: { max_active_keys: allowed } });
+    const plans = await plansOf(app.database, async () => {
+      const answer = await app.post('/v1/api-keys', { workspace_id: workspace, name: 'One more' });
+      expect(answer.status, answer.text).toBe(status);
+    });
+    expect(plans).toSatisfy(readsKeysByIndex);
+    expect(blocksOf(plans)).toBeGreaterThan(0);
+    expect(blocksOf(plans)).toBeLessThanOrEqual(2 * allowed);
+  }
 });
 
 test('pages by creation time and pages by id are in the same order, and none leaves a key out', async () => {

@@ -1,0 +1,2 @@
+-- What counts against a plan is found by its expiry. Generated.
+CREATE INDEX "api_keys_workspace_expiry" ON "api_keys" USING btree ("workspace_id",coalesce("expires_at", 'infinity')) WHERE "api_keys"."revoked_at" IS NULL;
