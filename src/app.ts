@@ -23,6 +23,7 @@ import { registerKeyRoutes } from './http/keys.ts';
 import { registerMeRoute } from './http/me.ts';
 import { type MetricsSource, registerMetricsRoute } from './http/metrics.ts';
 import { handleError, sendProblem } from './http/problem.ts';
+import { registerRateLimitRoutes } from './http/rate-limits.ts';
 import { requestIdOf } from './http/request-id.ts';
 import { registerScopeRoutes } from './http/scopes.ts';
 import { validatorCompiler } from './http/validation.ts';
@@ -33,6 +34,7 @@ import type { ScopeLifecycle } from './lifecycle/scopes.ts';
 import type { WorkspaceLifecycle } from './lifecycle/workspaces.ts';
 import type { Recorder } from './recording/recorder.ts';
 import type { Database } from './storage/database.ts';
+import type { QuotaLook } from './verification/quota-look.ts';
 import type { Verifier } from './verification/verifier.ts';
 
 export interface AppDependencies {
@@ -45,6 +47,7 @@ export interface AppDependencies {
   readonly workspaces: WorkspaceLifecycle;
   readonly idempotency: Idempotency;
   readonly cursors: CursorCodec;
+  readonly lookAtQuota: QuotaLook;
   readonly readiness: Readiness;
   readonly limits: CallerLimits;
   readonly rotationDueDays: number;
@@ -133,6 +136,7 @@ export async function buildApp(dependencies: AppDependencies): Promise<FastifyIn
 
   await collectDocument(app, dependencies);
   registerKeyRoutes({ callers, lifecycle, idempotency, database, cursors, rotationDueDays });
+  registerRateLimitRoutes({ callers, database, lookAtQuota: dependencies.lookAtQuota });
   registerWorkspaceRoutes({ callers, workspaces, database });
   registerScopeRoutes({ callers, scopes, database, cursors });
   registerIntrospectRoute({ callers, verifier, recorder });

@@ -18,6 +18,7 @@ import { PARTITIONED_TABLES } from './storage/partitions.ts';
 import { exchangeQuota, openCounters } from './storage/rate-windows.ts';
 import { loadCatalogue } from './storage/scopes.ts';
 import { createCatalogueCache } from './verification/catalogue-cache.ts';
+import { createCounterSweep } from './verification/counter-sweep.ts';
 import {
   type BrokenRule,
   createMembership,
@@ -153,6 +154,7 @@ async function assemble(
   const upkeep = createUpkeep({
     database,
     tables: keptTables(config),
+    chores: [createCounterSweep()],
     observer: recordingObserver,
     report,
   });

@@ -26,6 +26,7 @@ async function withApp<T>(look: (app: FastifyInstance) => T): Promise<T> {
     workspaces: unused(),
     idempotency: unused(),
     cursors: unused(),
+    lookAtQuota: unused(),
     readiness: unused(),
     ...appSettings(readConfig({})),
     metrics: unused(),

@@ -17,6 +17,7 @@ import { loggable } from './storage/database.ts';
 import { readDatabaseTime } from './storage/keys.ts';
 import type { Membership } from './verification/membership.ts';
 import type { Quota } from './verification/quota.ts';
+import { createQuotaLook } from './verification/quota-look.ts';
 
 /** How long a draining instance still takes connections, so that a load balancer sees `/readyz` turn first. */
 const DRAIN_NOTICE_MS = 1_000;
@@ -86,6 +87,7 @@ export function appDependencies(
     workspaces: core.workspaces,
     idempotency: core.idempotency,
     cursors: createCursorCodec(core.deriveKeys('cursor')),
+    lookAtQuota: createQuotaLook(core),
     readiness: {
       async check() {
         if (phase.draining) throw new Failure('unavailable', 'This instance is shutting down.');

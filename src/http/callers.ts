@@ -1,6 +1,7 @@
 import type { FastifyInstance, FastifyReply, FastifyRequest } from 'fastify';
 import type { Caller } from '../domain/caller.ts';
 import { Failure } from '../domain/errors.ts';
+import type { RateLimit } from '../domain/rate-limit.ts';
 import { type Permission, permits } from '../domain/scope.ts';
 import type { Recorder } from '../recording/recorder.ts';
 import type { Authentication, Soon, Verifier } from '../verification/verifier.ts';
@@ -88,13 +89,37 @@ export function createCallers(
     const goOn = (authentication: Authentication): Soon<void> => {
       if (!authentication.authenticated)
         return refuseStranger(request, reply, REFUSED_CREDENTIAL[authentication.because]);
-      request.caller = authentication.caller;
-      recorder.called(authentication.caller, address);
-      if (limit === undefined) return refuseUnpermitted(authentication.caller, permission);
+      const { caller, rateLimit } = authentication;
+      request.caller = caller;
+      recorder.called(caller, address);
       // Before the permission: a request that is refused costs as much as any.
-      return spend(limit, request, reply).then(() => refuseUnpermitted(authentication.caller, permission));
+      if (rateLimit !== null) return spendOwn(caller, rateLimit, request, reply, { permission, limit });
+      if (limit === undefined) return refuseUnpermitted(caller, permission);
+      return spend(limit, request, reply).then(() => refuseUnpermitted(caller, permission));
     };
     return found instanceof Promise ? found.then(goOn) : goOn(found);
+  }
+
+  /** A service key that was given a rate limit: that one is shown, whatever else is counted. */
+  async function spendOwn(
+    caller: Caller,
+    rateLimit: RateLimit,
+    request: FastifyRequest,
+    reply: FastifyReply,
+    { permission, limit }: Gate,
+  ): Promise<void> {
+    const charge = await verifier.chargeCall(caller, rateLimit);
+    if (limit !== undefined && charge.admitted) await spend(limit, request, reply);
+    if (charge.rateLimit !== undefined) {
+      const { limit: max, remaining, reset } = charge.rateLimit;
+      setLimitHeaders(reply, max, remaining, reset);
+    }
+    if (!charge.admitted) {
+      throw new Failure('rate_limited', "This service key's rate limit is spent; see Retry-After.", {
+        retryAfterSeconds: charge.retryAfterSeconds,
+      });
+    }
+    refuseUnpermitted(caller, permission);
   }
 
   async function refuseStranger(
@@ -162,13 +187,17 @@ export function callerOf(request: FastifyRequest): Caller {
   return request.caller;
 }
 
+function setLimitHeaders(
+  reply: FastifyReply,
+  ...values: readonly [limit: number, remaining: number, reset: number]
+) {
+  for (const [index, name] of LIMIT_HEADERS.entries()) reply.header(name, values[index]);
+}
+
 async function spend(limit: Limit, request: FastifyRequest, reply: FastifyReply): Promise<void> {
   const state = await limit(request);
   if (state.isAllowed) return;
-  const [limitHeader, remainingHeader, resetHeader] = LIMIT_HEADERS;
-  reply.header(limitHeader, state.max);
-  reply.header(remainingHeader, state.remaining);
-  reply.header(resetHeader, Math.ceil((Date.now() + state.ttl) / 1000));
+  setLimitHeaders(reply, state.max, state.remaining, Math.ceil((Date.now() + state.ttl) / 1000));
   if (state.isExceeded) {
     throw new Failure('rate_limited', 'Too many requests to Claviger; see Retry-After.', {
       retryAfterSeconds: Math.max(1, state.ttlInSeconds),

@@ -121,6 +121,20 @@ export const EXAMPLES: Readonly<Record<string, OperationExamples>> = {
       200: one('A page', { success: true, data: [key], pagination: { next_cursor: null, has_more: false } }),
     },
   },
+  getRateLimit: {
+    responses: {
+      200: one('A tenth is spent', {
+        success: true,
+        data: {
+          limit: 1000,
+          remaining: 900,
+          reset: 1767326400,
+          window_seconds: 3600,
+          workspace: { limit: 50_000, remaining: 41_338, reset: 1767312000, window_seconds: 86_400 },
+        },
+      }),
+    },
+  },
   getKey: { responses: { 200: one('A key', { success: true, data: key }) } },
   createKey: {
     request: {

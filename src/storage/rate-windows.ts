@@ -149,22 +149,20 @@ export async function exchangeQuota(executor: Executor, asks: readonly Ask[]): P
   return rows;
 }
 
-/** How counters stand, in their order; nothing is spent. */
-export async function readCounters(executor: Executor, counters: readonly Counter[]): Promise<WindowState[]> {
+/** How a counter stands; nothing is spent. */
+export async function readCounter(executor: Executor, counter: Counter): Promise<WindowState> {
   const { rows } = await executor.execute<Pick<WindowState, keyof WindowState>>(sql`
     WITH asked AS (
-      SELECT *, floor(extract(epoch FROM clock_timestamp()) / window_seconds)::bigint * window_seconds AS by_clock
-        FROM unnest(${column(counters, 'subject')}::text[], ${column(counters, 'windowSeconds')}::int[])
-             WITH ORDINALITY AS counter (subject, window_seconds, place)
+      SELECT ${counter.windowSeconds}::int AS seconds,
+             floor(extract(epoch FROM clock_timestamp()) / ${counter.windowSeconds}::int)::bigint
+               * ${counter.windowSeconds}::int AS by_clock
     )
     SELECT coalesce(window_start, by_clock)::float8 AS "windowStart", coalesce(leased, 0)::float8 AS leased,
            coalesce(stocked, 0)::float8 AS stocked
       FROM asked
-      LEFT JOIN rate_windows AS held
-        ON held.subject = asked.subject AND held.window_seconds = asked.window_seconds
-       AND held.window_start IN (by_clock, by_clock + asked.window_seconds)
-     ORDER BY place`);
-  return rows;
+      LEFT JOIN rate_windows
+        ON subject = ${counter.subject} AND window_seconds = seconds AND window_start IN (by_clock, by_clock + seconds)`);
+  return rows[0] ?? { windowStart: Number.NaN, leased: Number.NaN, stocked: 0 };
 }
 
 /** Asks all instances for their stock of a counter. */

@@ -14,6 +14,7 @@ import {
 import { Failure } from '../domain/errors.ts';
 import type { KeyId } from '../domain/key-id.ts';
 import { hmacSha256 } from '../domain/key-secret.ts';
+import type { RateLimit } from '../domain/rate-limit.ts';
 import { compileRestrictions } from '../domain/restriction.ts';
 import type { TokenMint } from '../domain/token.ts';
 import { SYSTEM_WORKSPACE } from '../domain/workspace.ts';
@@ -27,7 +28,7 @@ import type { SecretHasher } from './secret-hasher.ts';
 
 /** What came of showing a service key: who calls, or why not. */
 export type Authentication =
-  | { readonly authenticated: true; readonly caller: Caller }
+  | { readonly authenticated: true; readonly caller: Caller; readonly rateLimit: RateLimit | null }
   | { readonly authenticated: false; readonly because: 'invalid' | 'address' };
 
 /** A promise only where the database or argon2 had to be asked: a warm answer waits for nothing. */
@@ -41,6 +42,8 @@ export interface Verifier {
   verify(token: string, question: Question): Soon<Decision>;
   /** Finds out which service key calls Claviger, from which address. Throws as `verify` does. */
   authenticate(token: string, address: () => string): Soon<Authentication>;
+  /** Charges one call to the rate limit that a service key was given. Throws as `verify` does. */
+  chargeCall(caller: Caller, rateLimit: RateLimit): Soon<Charge>;
 }
 
 /** A token's record and the database time (ms) to judge it by; `undefined` for a token that is not genuine. */
@@ -206,6 +209,17 @@ export function createVerifier(options: VerifierOptions): Verifier {
         ? resolved.then((found) => authenticationOf(found, address))
         : authenticationOf(resolved, address);
     },
+
+    chargeCall: ({ keyId, now }, rateLimit) =>
+      quota.charge({
+        keyId,
+        keyLimit: rateLimit,
+        workspaceId: SYSTEM_WORKSPACE,
+        workspaceLimit: null,
+        cost: 1,
+        leased: lease.isLeased(),
+        nowMs: now,
+      }),
   };
 }
 
@@ -231,7 +245,7 @@ function authenticationOf(found: Resolved, address: () => string): Authenticatio
   if (record.key.workspaceId !== SYSTEM_WORKSPACE || refuseUnproved(record.key, nowMs) !== undefined)
     return NOT_GENUINE;
   if (record.restrictions?.allowsAddress(address()) === false) return WRONG_ADDRESS;
-  return { authenticated: true, caller: callerOf(record.key, nowMs) };
+  return { authenticated: true, caller: callerOf(record.key, nowMs), rateLimit: record.key.rateLimit };
 }
 
 /** `timingSafeEqual` throws where lengths differ, and a memo that is none must not cost its key the verdict. */

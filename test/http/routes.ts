@@ -15,6 +15,7 @@ export const ROUTES: readonly Route[] = [
   { method: 'GET', path: '/v1/me', permission: null },
   { method: 'GET', path: '/v1/api-keys', permission: 'keys:read' },
   { method: 'GET', path: '/v1/api-keys/{id}', permission: 'keys:read' },
+  { method: 'GET', path: '/v1/api-keys/{id}/rate-limit', permission: 'keys:read' },
   {
     method: 'POST',
     path: '/v1/api-keys',

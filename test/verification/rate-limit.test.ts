@@ -242,6 +242,66 @@ describe("a workspace's limit", () => {
   });
 });
 
+describe('GET …/rate-limit', () => {
+  const look = async (id: string) => (await app.get(`/v1/api-keys/${id}/rate-limit`)).body.data;
+
+  test('shows what is left of the window, spends nothing, and knows nothing of other windows', async () => {
+    const { id, token } = await limited(5);
+    expect(await look(id)).toEqual({ ...standing(5, 5), workspace: null });
+    await app.introspect(token, { cost: 3 });
+    for (let times = 0; times < 3; times++) expect(await look(id)).toMatchObject(standing(5, 2));
+    expect((await app.introspect(token)).body.rate_limit).toEqual(standing(5, 1));
+    await app.patch(`/v1/api-keys/${id}`, { rate_limit: { window_seconds: NOWHERE } });
+    expect(await look(id)).toMatchObject({ limit: 5, remaining: 5, window_seconds: NOWHERE });
+  });
+
+  test('shows null for a key without a limit, and the limit of its workspace beside', async () => {
+    const { id } = await app.createKey({ rate_limit: null, workspace_id: 'ws_looked_at' });
+    const none = { limit: null, remaining: null, reset: null, window_seconds: null };
+    expect(await look(id)).toEqual({ ...none, workspace: null });
+    await app.send('PUT', '/v1/workspaces/ws_looked_at', {
+      body: { rate_limit: { limit: 9, window_seconds: WINDOW } },
+    });
+    expect(await look(id)).toEqual({ ...none, workspace: standing(9, 9) });
+  });
+
+  test('is not found for a key that the caller may not see', async () => {
+    const { id } = await app.createKey({ workspace_id: 'ws_hidden' });
+    const narrow = await app.createServiceKey(['keys:read'], {
+      restrictions: { allowed_workspaces: ['ws_other'] },
+    });
+    for (const name of [id, 'key_00000000000000000000000000', 'none'])
+      expect((await app.get(`/v1/api-keys/${name}/rate-limit`, { as: narrow.token })).status).toBe(404);
+  });
+});
+
+describe('a service key', () => {
+  test('that was given no limit has none', async () => {
+    const { id } = await app.createServiceKey(['keys:read']);
+    expect((await app.get(`/v1/api-keys/${id}`)).body.data.rate_limit).toBeNull();
+  });
+
+  test('that was given one is refused with 429 when it is spent, whatever it calls', async () => {
+    const { id, token } = await app.createServiceKey(['introspect'], {
+      rate_limit: { limit: 3, window_seconds: WINDOW },
+    });
+    const as = token;
+    const first = await app.introspect('no token', {}, { as });
+    expect(first.headers).toMatchObject({ 'x-ratelimit-limit': '3', 'x-ratelimit-remaining': '2' });
+    expect((await app.get('/v1/me', { as })).status).toBe(200);
+    // Not its permission, but its call.
+    expect((await app.get('/v1/api-keys', { as })).status).toBe(403);
+    const refused = await app.introspect('no token', {}, { as });
+    expect(refused.status).toBe(429);
+    expect(refused.body).toMatchObject({ code: 'rate_limited', status: 429 });
+    expect(refused.headers).toMatchObject({ 'x-ratelimit-limit': '3', 'x-ratelimit-remaining': '0' });
+    expect(Number(refused.headers['retry-after'])).toBeGreaterThan(0);
+    expect(Number(refused.headers['x-ratelimit-reset']) % WINDOW).toBe(0);
+    await app.patch(`/v1/api-keys/${id}`, { rate_limit: null });
+    expect((await app.get('/v1/me', { as })).status).toBe(200);
+  });
+});
+
 describe('two instances', () => {
   let database: TestDatabase;
   let second: TestApp;
@@ -280,6 +340,16 @@ describe('two instances', () => {
     while (outcome(await second.introspect(token)) === 'active') admitted++;
     expect(admitted).toBe(2000);
     expect(outcome(await first.introspect(token))).toBe('rate_limited');
+  });
+
+  test('tell exactly what remains of a limit of which both hold some', async () => {
+    const { id, token } = await twice(4000);
+    for (const app of [first, second]) {
+      await Promise.all(Array.from({ length: 300 }, () => app.introspect(token)));
+      await app.introspect(token);
+    }
+    const { body } = await first.get(`/v1/api-keys/${id}/rate-limit`);
+    expect(body.data).toMatchObject(standing(4000, 4000 - 602));
   });
 
   test('of which one drains leave nothing of the limit behind', async () => {
