@@ -13,7 +13,8 @@ import {
 import { type Key, statusOf } from '../../src/domain/key.ts';
 import { keyIdFromUuid } from '../../src/domain/key-id.ts';
 import { compileRestrictions, type Restrictions } from '../../src/domain/restriction.ts';
-import { EMPTY_CATALOGUE } from '../../src/domain/scope-catalogue.ts';
+import type { RouteRuleText } from '../../src/domain/route-pattern.ts';
+import { compileCatalogue, EMPTY_CATALOGUE, type Unmatched } from '../../src/domain/scope-catalogue.ts';
 import type { WorkspaceState } from '../../src/domain/workspace.ts';
 
 const NOW = Date.UTC(2026, 0, 2, 12, 0, 0);
@@ -315,6 +316,62 @@ describe('taking a right away never turns a refusal into an allowance', () => {
       }),
       { numRuns: 1_000 },
     );
+  });
+
+  test('nor does it where a catalogue says what scopes imply and grant, and implying less is less', () => {
+    const grants = [
+      { methods: ['GET'], path: '/contacts/*' },
+      { path: '/contacts/:id' },
+      { methods: ['POST'], path: '/*' },
+    ];
+    // Each implies later ones alone, so that no circle is among them.
+    const catalogues = fc.tuple(
+      ...scopes.map((_, index) =>
+        fc.record({ implies: fc.subarray(scopes.slice(index + 1)), grants: fc.subarray(grants) }),
+      ),
+    );
+    type Settings = readonly { readonly implies: string[]; readonly grants: RouteRuleText[] }[];
+    const catalogueOf = (settings: Settings, unmatched: Unmatched) =>
+      compileCatalogue(
+        settings.map((entry, index) => ({ name: scopes[index] ?? '', description: null, ...entry })),
+        unmatched,
+      );
+    const asked = questions.map((question) => ({ ...question, visibleWorkspaces: null }));
+    const held = fc.subarray(scopes);
+    const seen = { refused: 0, allowed: 0, turned: 0 };
+    fc.assert(
+      fc.property(
+        asked,
+        fc.constantFrom<Unmatched>('refuse', 'allow'),
+        held,
+        held,
+        catalogues,
+        fc.array(held, { minLength: scopes.length, maxLength: scopes.length }),
+        (question, unmatched, before, kept, settings, implied) => {
+          const narrower = settings.map((entry, index) => ({
+            ...entry,
+            implies: entry.implies.filter((scope) => implied[index]?.includes(scope)),
+          }));
+          const isActive = (names: string[], catalogue: Settings) =>
+            decide(
+              recordOf({ scopes: names, restrictions: null }),
+              question,
+              catalogueOf(catalogue, unmatched),
+              NOW,
+            ).active;
+          const wide = isActive(before, settings);
+          const narrow = isActive(
+            before.filter((scope) => kept.includes(scope)),
+            narrower,
+          );
+          seen[wide ? 'allowed' : 'refused']++;
+          if (wide && !narrow) seen.turned++;
+          if (!wide) expect(narrow).toBe(false);
+        },
+      ),
+      { numRuns: 5_000 },
+    );
+    for (const count of Object.values(seen)) expect(count).toBeGreaterThan(50);
   });
 
   test('while one that is allowed may become refused: narrowing does something', () => {

@@ -12,6 +12,14 @@ import {
   type ScopeEntry,
   scopeEntryFaults,
 } from '../../src/domain/scope-catalogue.ts';
+import {
+  grantsServed,
+  hostilePath,
+  matchesModel,
+  routePattern,
+  segmentsModel,
+  servedAs,
+} from './route-model.ts';
 
 function entry(name: string, settings: Partial<ScopeEntry> = {}): ScopeEntry {
   return { name, description: null, implies: [], grants: [], ...settings };
@@ -155,6 +163,112 @@ describe('grants', () => {
     expect(refusalOf(open, [], 'GET', '/contacts/17')).toMatch(/need the scope "write"/);
     expect(refusalOf(open, [], 'GET', '/other/../contacts/17')).toMatch(/not a plain absolute path/);
     expect(refusalOf(open, [], 'GET', '//contacts/17')).toMatch(/not a plain absolute path/);
+  });
+});
+
+describe('a route, to any catalogue and on any path,', () => {
+  const NAMES = ['a', 'b', 'c', 'd'];
+  const METHODS = ['GET', 'HEAD', 'POST'];
+  const grant = fc.record({
+    methods: fc.option(fc.subarray(METHODS, { minLength: 1 }), { nil: undefined }),
+    path: routePattern,
+  });
+  /** Each name implies later ones alone, so that no circle is among them. */
+  const catalogues = fc
+    .tuple(
+      ...NAMES.map((_, index) =>
+        fc.tuple(fc.subarray(NAMES.slice(index + 1)), fc.array(grant, { maxLength: 3 })),
+      ),
+    )
+    .map((settings) =>
+      settings.map(([implies, grants], index) => entry(NAMES[index] ?? '', { implies, grants })),
+    )
+    .filter((entries) => entries.some(({ grants }) => grants.length > 0));
+  const requests = fc.record({ method: fc.constantFrom(...METHODS, 'get', 'DELETE', ''), path: hostilePath });
+
+  type Grant = ScopeEntry['grants'][number];
+  const takes = ({ methods }: Grant, method: string) =>
+    methods == null || methods.includes(method) || (method === 'HEAD' && methods.includes('GET'));
+  const grantsOf = (entries: ScopeEntry[], names: readonly string[]) =>
+    entries.filter(({ name }) => names.includes(name)).flatMap(({ grants }) => grants);
+  /** All that is held: asked for anew until nothing is added. */
+  function held(entries: ScopeEntry[], names: readonly string[]): readonly string[] {
+    const more = entries.filter(({ name }) => names.includes(name)).flatMap(({ implies }) => implies);
+    const all = [...new Set([...names, ...more])];
+    return all.length === names.length ? all : held(entries, all);
+  }
+
+  test.each(['refuse', 'allow'] as const)(
+    'is open as a plain model says, where unmatched means: %s',
+    (unmatched) => {
+      const seen = { open: 0, missing: 0, unmatched: 0, refused: 0 };
+      fc.assert(
+        fc.property(catalogues, fc.subarray(NAMES), requests, (entries, names, { method, path }) => {
+          const segments = segmentsModel(path);
+          const matching = (grants: Grant[]) =>
+            grants.some(
+              (one) => segments !== undefined && takes(one, method) && matchesModel(one.path, segments),
+            );
+          const isMatched = matching(grantsOf(entries, NAMES));
+          const isHeld = matching(grantsOf(entries, held(entries, names)));
+          const isOpen = segments !== undefined && (isHeld || (!isMatched && unmatched === 'allow'));
+          seen[segments === undefined ? 'refused' : isHeld ? 'open' : isMatched ? 'missing' : 'unmatched']++;
+          const refusal = refusalOf(compileCatalogue(entries, unmatched), names, method, path);
+          expect(refusal === undefined).toBe(isOpen);
+        }),
+        { numRuns: 20_000 },
+      );
+      for (const count of Object.values(seen)) expect(count).toBeGreaterThan(200);
+    },
+  );
+
+  test('is opened by no hostile path: what some server would serve is granted too', () => {
+    const marks = fc.constantFrom(
+      ...[
+        '/',
+        '//',
+        '/./',
+        '/../',
+        '%2e',
+        '%2e%2e/',
+        '%2f',
+        '%5c',
+        '\\',
+        ';',
+        ';x',
+        '%3b',
+        '\0',
+        '%00',
+        '%25',
+        '?',
+      ],
+      ...['#', ' ', '\t', '%', '%c0%ae', 'A', 'a'.repeat(5_000), '/a'.repeat(5_000)],
+    );
+    const words = fc.array(fc.constantFrom('contacts', 'public', 'a', '17'), { minLength: 1, maxLength: 4 });
+    const marked = fc.tuple(words, marks, fc.nat(30)).map(([segments, mark, at]) => {
+      const plain = `/${segments.join('/')}`;
+      return plain.slice(0, at) + mark + plain.slice(at);
+    });
+    let open = 0;
+    fc.assert(
+      fc.property(
+        catalogues,
+        fc.subarray(NAMES),
+        fc.constantFrom(...METHODS),
+        fc.oneof(marked, hostilePath),
+        (entries, names, method, path) => {
+          if (refusalOf(compileCatalogue(entries, 'refuse'), names, method, path) !== undefined) return;
+          open++;
+          const grants = grantsOf(entries, held(entries, names)).filter((one) => takes(one, method));
+          for (const [server, served] of Object.entries(servedAs(path))) {
+            const isGranted = grants.some((one) => grantsServed(one.path, served));
+            expect(`${server}: ${isGranted}`).toBe(`${server}: true`);
+          }
+        },
+      ),
+      { numRuns: 20_000 },
+    );
+    expect(open).toBeGreaterThan(500);
   });
 });
 

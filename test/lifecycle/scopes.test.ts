@@ -264,6 +264,33 @@ describe('a key', () => {
   });
 });
 
+test('a change that has answered holds on every other instance, whoever of them made it', async () => {
+  const database = await databaseOfTest();
+  const apps = [await createTestApp({}, database), await createTestApp({}, database)];
+  try {
+    const [one, two] = apps as [TestApp, TestApp];
+    const { token } = await one.createKey({ scopes: ['write'] });
+    const request = { method: 'GET', path: '/contacts' };
+    const asks = async (app: TestApp) => reasonOf(await app.introspect(token, { scopes: ['read'], request }));
+    for (let round = 0; round < 10; round++) {
+      for (const [author, other] of [
+        [one, two],
+        [two, one],
+      ] as const) {
+        const made = await author.put('/v1/scopes/write', { implies: ['read'], grants: [{ path: '/*' }] });
+        expect(made.body.propagation).toMatchObject({ instances: 2, confirmed: 2, fenced: 0 });
+        expect(await asks(other)).toBeUndefined();
+        await put(author, 'write', { implies: ['read'], grants: [{ path: '/other' }] });
+        expect(await asks(other)).toBe('insufficient_scope');
+        await author.delete('/v1/scopes/write');
+        expect(await asks(other)).toBe('insufficient_scope');
+      }
+    }
+  } finally {
+    for (const app of apps) await app.close();
+  }
+});
+
 describe('an introspection', () => {
   test('goes by what scopes imply, at any remove, from the answer to each change on', async () => {
     const app = await appOfTest();
