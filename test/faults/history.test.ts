@@ -34,6 +34,13 @@ const change = (
   begin: number,
   answered: number | undefined,
 ): Mutation => ({ key: 'k', what: { version, scopes }, begin, answered, notes: [] });
+const set = (what: Mutation['what'], begin: number, answered: number | undefined): Mutation => ({
+  key: 'k',
+  what,
+  begin,
+  answered,
+  notes: [],
+});
 const disturbance = (begin: number, end: number | undefined, instance = 'a'): Disturbance => ({
   instance,
   what: 'cut',
@@ -138,6 +145,84 @@ describe('the checker on changes of scopes', () => {
     expect(rulesOf([look(350, 351, ACTIVE(1))], lost)).toEqual(['unconfirmed']);
     expect(rulesOf([look(401, 402, ACTIVE(1))], lost)).toEqual(['unconfirmed', 'stale']);
     expect(rulesOf([look(401, 402, ACTIVE(0))], lost)).toEqual(['unconfirmed', 'stale']);
+  });
+});
+
+describe('the checker on a workspace that is disabled and enabled', () => {
+  const DISABLED = [set({ disabled: true }, 100, 200)];
+  const ENABLED = [...DISABLED, set({ disabled: false }, 300, 400)];
+  const denied = DENIED('workspace_disabled');
+
+  it('finds a request that began after disabling answered and was allowed', () => {
+    expect(rulesOf([look(200.1, 201, ACTIVE())], DISABLED)).toEqual(['stale']);
+    expect(rulesOf([look(199.9, 900, ACTIVE())], DISABLED)).toEqual([]);
+    expect(rulesOf([look(201, 202, denied)], DISABLED)).toEqual([]);
+  });
+
+  it('allows the denial from the moment that disabling began, and not before', () => {
+    expect(rulesOf([look(90, 100, denied)], DISABLED)).toEqual([]);
+    expect(rulesOf([look(90, 99.9, denied)], DISABLED)).toEqual(['wrong_denial']);
+    expect(rulesOf([look(90, 100, denied)])).toEqual(['wrong_denial']);
+  });
+
+  it('finds a key still denied after enabling answered, and allows both until then', () => {
+    expect(rulesOf([look(401, 402, denied)], ENABLED)).toEqual(['stale']);
+    expect(rulesOf([look(399, 402, denied)], ENABLED)).toEqual([]);
+    expect(rulesOf([look(399, 402, ACTIVE())], ENABLED)).toEqual([]);
+    expect(rulesOf([look(250, 299, ACTIVE())], ENABLED)).toEqual(['stale']);
+  });
+
+  it('knows that a revoked key is told so, disabled or not, and that a scope is not looked at', () => {
+    const both = [...DISABLED, revoke(300, 400)];
+    expect(rulesOf([look(401, 402, DENIED('revoked'))], both)).toEqual([]);
+    expect(rulesOf([look(401, 402, denied)], both)).toEqual(['stale']);
+    const narrowed = [change(1, ['read'], 10, 20), ...DISABLED];
+    expect(rulesOf([look(201, 202, DENIED('insufficient_scope'), { scope: 'write' })], narrowed)).toEqual([
+      'stale',
+    ]);
+    expect(rulesOf([look(201, 202, denied, { scope: 'write' })], narrowed)).toEqual([]);
+  });
+
+  it('names what was ignored', () => {
+    const found = history([look(401, 402, denied)], ENABLED);
+    const [violation] = findViolations(found);
+    expect(violation?.mutation).toBe(ENABLED[1]);
+    expect(violation && describeViolation(violation, found)).toContain('{"disabled":false}');
+  });
+});
+
+describe('the checker on the catalogue', () => {
+  const NARROW = change(1, ['read'], 10, 20);
+  const IMPLIED = [NARROW, set({ implies: { read: ['write'] } }, 100, 200)];
+  const ALONE = [...IMPLIED, set({ implies: {} }, 300, 400)];
+  const write = { scope: 'write' };
+  const denied = DENIED('insufficient_scope');
+
+  it('finds a scope still denied after an implication of it answered, and allows both until then', () => {
+    expect(rulesOf([look(201, 202, denied, write)], IMPLIED)).toEqual(['stale']);
+    expect(rulesOf([look(199, 202, denied, write)], IMPLIED)).toEqual([]);
+    expect(rulesOf([look(199, 202, ACTIVE(1), write)], IMPLIED)).toEqual([]);
+    expect(rulesOf([look(201, 202, ACTIVE(1), write)], IMPLIED)).toEqual([]);
+  });
+
+  it('finds a scope still allowed after its implication was taken back, and one that never was implied', () => {
+    expect(rulesOf([look(401, 402, ACTIVE(1), write)], ALONE)).toEqual(['stale']);
+    expect(rulesOf([look(399, 402, ACTIVE(1), write)], ALONE)).toEqual([]);
+    expect(rulesOf([look(90, 99, ACTIVE(1), write)], ALONE)).toEqual(['wrong_allow']);
+    const other = [NARROW, set({ implies: { write: ['read'] } }, 100, 200)];
+    expect(rulesOf([look(201, 202, ACTIVE(1), write)], other)).toEqual(['wrong_allow']);
+  });
+});
+
+describe('the checker on rotations without grace', () => {
+  const ROTATED = [set('rotate', 100, 200)];
+
+  it('takes the old key for revoked, and its successor for another key', () => {
+    expect(rulesOf([look(200.1, 201, ACTIVE())], ROTATED)).toEqual(['stale']);
+    expect(rulesOf([look(150, 151, DENIED('revoked'))], ROTATED)).toEqual([]);
+    expect(rulesOf([look(90, 99, DENIED('revoked'))], ROTATED)).toEqual(['wrong_denial']);
+    expect(rulesOf([look(300, 301, ACTIVE(), { key: 'other' })], ROTATED)).toEqual([]);
+    expect(rulesOf([look(300, 301, DENIED('expired'))], ROTATED)).toEqual(['wrong_denial']);
   });
 });
 

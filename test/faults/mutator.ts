@@ -5,9 +5,10 @@ import { ALL_SCOPES, type Fleet, type Scope, type TestKey } from './fleet.ts';
 import type { Reply } from './requests.ts';
 
 /*
- * Clients that change keys, and repeat elsewhere what was not confirmed. A revocation may be given up on at any
- * time, since repeating it changes nothing. A change of scopes may not: forgotten at a stopped instance and done
- * after the next one it would put the key back, so that its client waits for the answer or for the connection's end.
+ * Clients that change keys, workspaces and the catalogue, and repeat elsewhere what was not confirmed. A revocation may
+ * be given up on at any time, since repeating it changes nothing. What puts a state may not: forgotten at a stopped
+ * instance and done after the next one it would put that back, so that its client waits for the answer or for the
+ * connection's end.
  */
 
 /** What a mutation was for, and what confirmed it. */
@@ -120,6 +121,38 @@ export function setScopes(
     what: { version, scopes },
     patienceMs: undefined,
   });
+}
+
+/** Disables a workspace or enables it again; `keys` are all that it has. */
+export function setDisabled(
+  fleet: Fleet,
+  route: readonly Instance[],
+  { workspace, keys, disabled }: { workspace: string; keys: readonly TestKey[]; disabled: boolean },
+) {
+  const request = { method: 'PUT', path: `/v1/workspaces/${workspace}`, body: { disabled } };
+  return confirm(fleet, route, request, keys, { what: { disabled }, patienceMs: undefined });
+}
+
+const IMPLIED = { read: ['write'] } as const;
+const ALONE = {} as const;
+
+/** Lets the scope `read` imply `write`, or stand alone again. `keys` are all that may hold the one without the other. */
+export function setImplied(
+  fleet: Fleet,
+  route: readonly Instance[],
+  { keys, implied }: { keys: readonly TestKey[]; implied: boolean },
+) {
+  const implies = implied ? IMPLIED : ALONE;
+  const request = { method: 'PUT', path: '/v1/scopes/read', body: { implies: implied ? IMPLIED.read : [] } };
+  return confirm(fleet, route, request, keys, { what: { implies }, patienceMs: undefined });
+}
+
+/** Puts both scopes into the catalogue, each standing alone; before anything disturbs. */
+export async function fillCatalogue(fleet: Fleet, instance: Instance): Promise<void> {
+  for (const scope of ALL_SCOPES) {
+    const reply = await fleet.send(instance, 'PUT', `/v1/scopes/${scope}`, {});
+    if (!isConfirmed(reply)) throw new Error(`no catalogue: ${JSON.stringify(reply)}`);
+  }
 }
 
 export const NARROW: readonly Scope[] = ['read'];

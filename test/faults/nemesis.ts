@@ -137,7 +137,8 @@ export const FAULTS: Readonly<Record<string, Fault>> = {
   async loadHeld({ fleet, random, victim }) {
     await during(fleet, victim, 'a load held', async () => {
       const former = victim.registeredAs;
-      await Promise.race([victim.proxy.holdAnswersTo('"api_keys"'), sleep(1_000)]);
+      const load = random.pick(['from "api_keys"', 'from "api_keys"', 'from "scopes"']);
+      await Promise.race([victim.proxy.holdAnswersTo(load), sleep(1_000)]);
       const deliver = victim.proxy.stall({ kind: 'listener' });
       await sleep(random.between(LONG_MS, 2 * LONG_MS));
       deliver();

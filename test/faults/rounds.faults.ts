@@ -1,6 +1,7 @@
 import { afterAll, beforeAll, expect, it } from 'vitest';
 import type { BrokenRule } from '../../src/verification/membership.ts';
 import { type Fleet, startFleet, type TestKey } from './fleet.ts';
+import { fillCatalogue } from './mutator.ts';
 import { type FaultPostgres, startFaultPostgres } from './postgres.ts';
 import { type RoundReport, runRound } from './rounds.ts';
 
@@ -31,6 +32,7 @@ beforeAll(async () => {
     const fleet = await startFleet({ postgres, broken: BROKEN });
     const [first] = fleet.instances;
     if (first === undefined) throw new Error('there are no instances');
+    await fillCatalogue(fleet, first);
     lanes.push({ postgres, fleet, control: await fleet.createKey(first, 'ws_control') });
   }
 });

@@ -2,14 +2,14 @@ import { setTimeout as sleep } from 'node:timers/promises';
 import { describeViolation, findViolations, type Violation } from '../support/history.ts';
 import type { Instance } from '../support/instances.ts';
 import { ALL_SCOPES, type Fleet, type TestKey } from './fleet.ts';
-import { NARROW, revoke, revokeAll, setScopes, WIDE } from './mutator.ts';
+import { NARROW, revoke, revokeAll, setDisabled, setImplied, setScopes, WIDE } from './mutator.ts';
 import { FAULTS, type Theatre } from './nemesis.ts';
 import { type Random, seededRandom } from './random.ts';
 
 /*
  * One round: keys are made and warmed here and there; a fault, or two, befall instances; meanwhile keys are
- * narrowed, widened, revoked, revoked again elsewhere, and revoked in bulk, and all instances are asked about them
- * without pause. When all is answered, the round's history is checked.
+ * narrowed, widened, revoked, revoked again elsewhere, and revoked in bulk, a workspace is disabled and enabled,
+ * the catalogue lets a scope imply another and takes that back, and all instances are asked about them without pause. When all is answered, the round's history is checked.
  */
 
 export interface RoundReport {
@@ -68,8 +68,9 @@ async function playRound({ fleet, seed, round, control }: RoundOptions): Promise
     keys.push(key);
     return key;
   }
-  for (let count = 0; count < 4; count++) await newKey();
+  for (let count = 0; count < 5; count++) await newKey();
   const bulk = [await newKey('_bulk'), await newKey('_bulk')];
+  const tenant = [await newKey('_tenant'), await newKey('_tenant')];
   for (const instance of fleet.instances) {
     for (const key of keys) if (random.chance(0.6)) await fleet.look(instance, key, 'read');
   }
@@ -87,7 +88,7 @@ async function playRound({ fleet, seed, round, control }: RoundOptions): Promise
   });
   await Promise.all([
     ...faults,
-    ...mutate({ fleet, random: random.fork(), keys: keys.slice(0, 4), bulk, workspace }),
+    ...mutate({ fleet, random: random.fork(), keys: keys.slice(0, 5), bulk, tenant }),
   ]);
   for (const { end } of workers.map((worker) => ({ end: worker.end() }))) await end;
   await fleet.settled();
@@ -135,17 +136,27 @@ function mutate({
   random,
   keys,
   bulk,
-  workspace,
+  tenant,
 }: {
   fleet: Fleet;
   random: Random;
   keys: readonly TestKey[];
+  /** All keys of a workspace that they have to themselves. */
   bulk: readonly TestKey[];
-  workspace: string;
+  tenant: readonly TestKey[];
 }): Promise<unknown>[] {
-  const [first, second, third, fourth] = keys;
-  if (first === undefined || second === undefined || third === undefined || fourth === undefined)
+  const [first, second, third, fourth, fifth] = keys;
+  const [inBulk] = bulk;
+  const [ofTenant] = tenant;
+  if (
+    first === undefined ||
+    second === undefined ||
+    third === undefined ||
+    fourth === undefined ||
+    fifth === undefined
+  )
     throw new Error('too few keys');
+  if (inBulk === undefined || ofTenant === undefined) throw new Error('an empty workspace');
   const route = () => random.shuffle(fleet.instances);
   const soon = () => sleep(random.between(0, 600));
   const patience = () => random.between(PATIENCE_MS.least, PATIENCE_MS.most);
@@ -154,6 +165,19 @@ function mutate({
     await soon();
     for (let version = 1; version <= times; version++) {
       await setScopes(fleet, route(), key, { version, scopes: version % 2 === 1 ? NARROW : WIDE });
+    }
+  }
+  async function disableAndEnable(workspace: string, times: number): Promise<void> {
+    await soon();
+    for (let time = 1; time <= times; time++) {
+      await setDisabled(fleet, route(), { workspace, keys: tenant, disabled: time % 2 === 1 });
+    }
+  }
+  async function implyAndTakeBack(times: number): Promise<void> {
+    await soon();
+    // What is left is what the next round begins with.
+    for (let time = 1; time <= 2 * times; time++) {
+      await setImplied(fleet, route(), { keys: [...keys, ...tenant], implied: time % 2 === 1 });
     }
   }
   return [
@@ -166,6 +190,12 @@ function mutate({
     soon()
       .then(() => revoke(fleet, route(), fourth, patience()))
       .then(() => revoke(fleet, route(), fourth, patience())),
-    soon().then(() => revokeAll(fleet, route(), `${workspace}_bulk`, bulk, patience())),
+    soon().then(() => revokeAll(fleet, route(), inBulk.workspace, bulk, patience())),
+    disableAndEnable(ofTenant.workspace, 3),
+    // What was disabled is narrowed all the same.
+    narrowAndWiden(ofTenant, 1),
+    // Narrow for good, so that what its scope implies shows.
+    narrowAndWiden(fifth, 1),
+    implyAndTakeBack(2),
   ];
 }

@@ -1,10 +1,18 @@
 import { setTimeout as sleep } from 'node:timers/promises';
 import { keyIdToUuid } from '../../src/domain/key-id.ts';
 import type { BrokenRule } from '../../src/verification/membership.ts';
-import { findViolations, type History, type Violation } from '../support/history.ts';
+import { findViolations, type History, type Mutation, type Violation } from '../support/history.ts';
 import type { Instance } from '../support/instances.ts';
 import type { Fleet, TestKey } from './fleet.ts';
-import { revoke } from './mutator.ts';
+import {
+  type Confirmed,
+  fillCatalogue,
+  NARROW,
+  revoke,
+  setDisabled,
+  setImplied,
+  setScopes,
+} from './mutator.ts';
 
 /*
  * For each rule of the engine the shortest story in which nothing but that rule stands between a revocation that has
@@ -137,6 +145,117 @@ export const SCENARIOS: Readonly<Record<BrokenRule, Scenario>> = {
   },
 };
 
+/** Rules once more, where what they guard is not a key: each with the mutation that is then ignored. */
+export const OTHER_SUBJECTS: readonly {
+  readonly subject: string;
+  readonly rule: BrokenRule;
+  readonly ignored: Mutation['what'];
+  readonly play: Scenario;
+}[] = [
+  {
+    subject: 'a workspace that is disabled',
+    rule: 'acknowledgement',
+    ignored: { disabled: true },
+    async play(fleet) {
+      const [a, b] = partsOf(fleet);
+      const workspace = 'ws_disabled';
+      const key = await warmKey(fleet, a, workspace);
+      return lateAt(fleet, a, key, () => setDisabled(fleet, [b], { workspace, keys: [key], disabled: true }));
+    },
+  },
+  {
+    subject: 'an implication that is taken back',
+    rule: 'acknowledgement',
+    ignored: { implies: {} },
+    async play(fleet) {
+      const [a, b] = partsOf(fleet);
+      const key = await impliedKey(fleet, a, b);
+      return lateAt(fleet, a, key, () => setImplied(fleet, [b], { keys: [key], implied: false }));
+    },
+  },
+  {
+    subject: 'an implication that is taken back',
+    rule: 'detach',
+    ignored: { implies: {} },
+    async play(fleet) {
+      const [a, b] = partsOf(fleet);
+      const key = await impliedKey(fleet, a, b);
+      const former = a.registeredAs;
+      await heldCatalogue(fleet, a, b, key);
+      const { propagation } = await setImplied(fleet, [b], { keys: [key], implied: false });
+      const during = fleet.look(a, key, 'write');
+      await sleep(READ_BY_NOW_MS);
+      a.proxy.deliver();
+      await during;
+      await fleet.look(a, key, 'write');
+      return conclude(fleet, a, key, {
+        'it acknowledged': propagation?.confirmed === fleet.instances.length,
+        'it stayed a member': a.registeredAs === former,
+      });
+    },
+  },
+  {
+    subject: 'an implication that is taken back',
+    rule: 'epoch',
+    ignored: { implies: {} },
+    async play(fleet) {
+      const [a, b] = partsOf(fleet);
+      const key = await impliedKey(fleet, a, b);
+      const former = a.registeredAs;
+      await heldCatalogue(fleet, a, b, key);
+      const deliverListener = a.proxy.stall({ kind: 'listener' });
+      const { propagation } = await setImplied(fleet, [b], { keys: [key], implied: false });
+      deliverListener();
+      await fleet.healthy();
+      const renamed = a.registeredAs !== former;
+      a.proxy.deliver();
+      await fleet.settled();
+      await fleet.look(a, key, 'write');
+      return conclude(fleet, a, key, {
+        'it was fenced and waited out': propagation?.fenced === 1,
+        'it had joined under another id when the load landed': renamed,
+      });
+    },
+  },
+];
+
+/** A change whose notification is late at a member that holds the key. */
+async function lateAt(
+  fleet: Fleet,
+  at: Instance,
+  key: TestKey,
+  change: () => Promise<Confirmed>,
+): Promise<Outcome> {
+  const lateMs = 350;
+  at.proxy.delay(lateMs, { kind: 'listener', direction: 'down' });
+  const { propagation } = await change();
+  await fleet.look(at, key, 'write');
+  at.proxy.deliver();
+  return conclude(fleet, at, key, {
+    'nobody was waited for': propagation !== undefined && propagation.waited_ms < lateMs,
+  });
+}
+
+/** A warm key that holds one scope, which implies the other. */
+async function impliedKey(fleet: Fleet, at: Instance, other: Instance): Promise<TestKey> {
+  await fillCatalogue(fleet, other);
+  const key = await warmKey(fleet, at);
+  await setScopes(fleet, [other], key, { version: 1, scopes: NARROW });
+  await setImplied(fleet, [other], { keys: [key], implied: true });
+  await fleet.settled();
+  return key;
+}
+
+/** Begins to load the catalogue, which a change that means nothing has dropped; PostgreSQL's answer is held on its way. */
+async function heldCatalogue(fleet: Fleet, at: Instance, other: Instance, key: TestKey): Promise<void> {
+  const description = `changed at ${performance.now()}`;
+  await fleet.send(other, 'PUT', '/v1/scopes/write', { description });
+  const asked = at.proxy.holdAnswersTo('from "scopes"');
+  void fleet.look(at, key, 'write');
+  await asked;
+  await sleep(READ_BY_NOW_MS);
+}
+
 function partsOf({ instances }: Fleet): [Instance, Instance, Instance] {
   const [a, b, c] = instances;
   if (a === undefined || b === undefined || c === undefined) throw new Error('three instances are needed');
@@ -144,8 +263,8 @@ function partsOf({ instances }: Fleet): [Instance, Instance, Instance] {
 }
 
 /** A key that this instance, and no other for sure, answers from memory. */
-async function warmKey(fleet: Fleet, at: Instance): Promise<TestKey> {
-  const key = await fleet.createKey(at, 'ws_scenarios');
+async function warmKey(fleet: Fleet, at: Instance, workspace = 'ws_scenarios'): Promise<TestKey> {
+  const key = await fleet.createKey(at, workspace);
   for (const scope of ['read', 'write', 'read'] as const) await fleet.look(at, key, scope);
   return key;
 }

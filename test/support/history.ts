@@ -8,10 +8,11 @@
  *   fault         an answer that is never right, such as 500
  *   unconfirmed   a mutation that nobody confirmed, though its client repeated it for long enough
  *
- * A key goes through versions, each set by one mutation (version 0 by its creation), and may at last be revoked. A
- * mutation takes effect at some moment between its first attempt's begin and its first 2xx answer; until it has
- * answered instances may differ. So an answer of a request [begin, end] is right if it is right by some version
- * whose mutation had begun by `end`, and that no later mutation had replaced and answered before `begin`.
+ * Four things decide on a key: its version (set by a mutation each, version 0 by its creation), whether it is revoked,
+ * whether its workspace is disabled, and what the catalogue's scopes imply. A mutation sets one of them, at some moment
+ * between its first attempt's begin and its first 2xx answer; until it has answered instances may differ. So an answer
+ * of a request [begin, end] is right if it is right by some setting of each whose mutation had begun by `end`, and
+ * that no later mutation had replaced and answered before `begin`.
  */
 
 /** What an introspection said. */
@@ -35,10 +36,21 @@ export interface Look {
   readonly verdict: Verdict;
 }
 
-/** One mutation of one key with all its attempts, on whatever instances; a bulk revocation is one for each key. */
+/** Which scopes each scope implies. */
+export type Implications = Readonly<Record<string, readonly string[]>>;
+
+/** One mutation of one key with all its attempts, on whatever instances; what befalls several keys is one for each. */
 export interface Mutation {
   readonly key: string;
-  readonly what: 'revoke' | { readonly version: number; readonly scopes: readonly string[] };
+  readonly what:
+    | 'revoke'
+    /** By a successor, with no grace. */
+    | 'rotate'
+    | { readonly version: number; readonly scopes: readonly string[] }
+    /** Its workspace. */
+    | { readonly disabled: boolean }
+    /** The catalogue. */
+    | { readonly implies: Implications };
   /** When the first attempt was written. */
   readonly begin: number;
   /** When the first 2xx answer was read. */
@@ -74,21 +86,23 @@ export interface Violation {
   readonly mutation: Mutation | undefined;
 }
 
-interface Version {
-  readonly number: number;
-  readonly scopes: readonly string[];
+/** A value of one of the things that decide, for the time in which a request may see it. */
+interface Setting<Value> {
+  readonly value: Value;
   readonly begin: number;
-  /** The mutation that set it; `undefined` is the key's creation. */
-  readonly mutation: Mutation | undefined;
-  /** The first answer to a later mutation: from then on no request may see this version. */
+  /** The first answer to a later mutation: from then on no request may see this setting. */
   over: number;
   endedBy: Mutation | undefined;
 }
 
-interface Course {
-  readonly versions: readonly Version[];
-  readonly revocation: Mutation | undefined;
+interface State {
+  readonly version: { readonly number: number; readonly scopes: readonly string[] };
+  readonly revoked: boolean;
+  readonly disabled: boolean;
+  readonly implies: Implications;
 }
+
+type Course = { readonly [Thing in keyof State]: readonly Setting<State[Thing]>[] };
 
 /** All that is wrong with a history. */
 export function findViolations(history: History): Violation[] {
@@ -115,81 +129,115 @@ export function findViolations(history: History): Violation[] {
 
 function courseOf(key: string, scopes: readonly string[], { mutations }: History): Course {
   const own = mutations.filter((mutation) => mutation.key === key);
-  const versions: Version[] = [
-    { number: 0, scopes, begin: 0, mutation: undefined, over: Number.POSITIVE_INFINITY, endedBy: undefined },
-  ];
-  for (const mutation of own) {
-    if (mutation.what === 'revoke') continue;
-    const answered = mutation.answered ?? Number.POSITIVE_INFINITY;
-    for (const version of versions) {
-      if (answered >= version.over) continue;
-      version.over = answered;
-      version.endedBy = mutation;
-    }
-    const { version, scopes: granted } = mutation.what;
-    versions.push({
-      number: version,
-      scopes: granted,
-      begin: mutation.begin,
-      mutation,
-      over: Number.POSITIVE_INFINITY,
-      endedBy: undefined,
-    });
-  }
-  return { versions, revocation: revocationOf(own) };
+  return {
+    version: settingsOf(own, { number: 0, scopes }, (what) =>
+      typeof what === 'object' && 'version' in what
+        ? { number: what.version, scopes: what.scopes }
+        : undefined,
+    ),
+    revoked: settingsOf(own, false, (what) => (what === 'revoke' || what === 'rotate' ? true : undefined)),
+    disabled: settingsOf(own, false, (what) =>
+      typeof what === 'object' && 'disabled' in what ? what.disabled : undefined,
+    ),
+    implies: settingsOf(own, {}, (what) =>
+      typeof what === 'object' && 'implies' in what ? what.implies : undefined,
+    ),
+  };
 }
 
-/** Several may revoke a key, alone or in bulk: it is revoked when the first has begun, for sure when one has answered. */
-function revocationOf(own: readonly Mutation[]): Mutation | undefined {
-  const all = own.filter(({ what }) => what === 'revoke');
-  const [first] = all;
-  if (first === undefined) return undefined;
-  const answers = all.flatMap(({ answered }) => answered ?? []);
-  return {
-    ...first,
-    begin: Math.min(...all.map(({ begin }) => begin)),
-    answered: answers.length === 0 ? undefined : Math.min(...answers),
-    notes: all.flatMap(({ notes }) => notes),
-  };
+/** The settings of one thing: the first one, then one for each mutation for which `read` finds any. */
+function settingsOf<Value>(
+  mutations: readonly Mutation[],
+  first: Value,
+  read: (what: Mutation['what']) => Value | undefined,
+): Setting<Value>[] {
+  const unended = { over: Number.POSITIVE_INFINITY, endedBy: undefined };
+  const settings: Setting<Value>[] = [{ value: first, begin: 0, ...unended }];
+  for (const mutation of mutations) {
+    const value = read(mutation.what);
+    if (value === undefined) continue;
+    const answered = mutation.answered ?? Number.POSITIVE_INFINITY;
+    for (const setting of settings) {
+      if (answered >= setting.over) continue;
+      setting.over = answered;
+      setting.endedBy = mutation;
+    }
+    settings.push({ value, begin: mutation.begin, ...unended });
+  }
+  return settings;
 }
 
 type Fault = Pick<Violation, 'rule' | 'mutation'>;
 
-function judge(
-  look: Look,
-  { versions, revocation }: Course,
-  disturbances: readonly Disturbance[],
-): Fault | undefined {
-  const { verdict, begin, end } = look;
-  const revokedForSure = revocation?.answered !== undefined && revocation.answered < begin;
-  const revokedPerhaps = revocation !== undefined && revocation.begin <= end;
-  const possible = versions.filter((version) => version.begin <= end && version.over >= begin);
-
+function judge(look: Look, course: Course, disturbances: readonly Disturbance[]): Fault | undefined {
+  const { verdict } = look;
   switch (verdict.kind) {
     case 'other':
       return { rule: 'fault', mutation: undefined };
     case 'lost':
     case 'unavailable':
       return isDisturbed(look, disturbances) ? undefined : { rule: 'no_answer', mutation: undefined };
-    case 'active': {
-      if (revokedForSure) return { rule: 'stale', mutation: revocation };
-      const version = versions.find(({ number }) => number === verdict.version);
-      if (version === undefined || version.begin > end) return { rule: 'wrong_allow', mutation: undefined };
-      if (version.over < begin) return { rule: 'stale', mutation: version.endedBy };
-      return version.scopes.includes(look.scope) ? undefined : { rule: 'wrong_allow', mutation: undefined };
-    }
+    case 'active':
     case 'denied': {
-      if (verdict.code === 'revoked')
-        return revokedPerhaps ? undefined : { rule: 'wrong_denial', mutation: undefined };
-      if (verdict.code !== 'insufficient_scope') return { rule: 'wrong_denial', mutation: undefined };
-      if (revokedForSure) return { rule: 'stale', mutation: revocation };
-      if (possible.some(({ scopes }) => !scopes.includes(look.scope))) return undefined;
-      const former = versions.findLast(({ over, scopes }) => over < begin && !scopes.includes(look.scope));
-      return former === undefined
-        ? { rule: 'wrong_denial', mutation: undefined }
-        : { rule: 'stale', mutation: former.endedBy };
+      const explanation = explain(look, course);
+      if (explanation === undefined) {
+        return { rule: verdict.kind === 'active' ? 'wrong_allow' : 'wrong_denial', mutation: undefined };
+      }
+      const [endedBy] = explanation;
+      return endedBy && { rule: 'stale', mutation: endedBy };
     }
   }
+}
+
+/**
+ * What had ended before the request began of the settings by which its answer is right: nothing, where the answer is
+ * right. Of several explanations the one with the least that had ended; `undefined` where there is none at all.
+ */
+function explain({ begin, end, scope, verdict }: Look, course: Course): Mutation[] | undefined {
+  const begun = <Value>(settings: readonly Setting<Value>[]) =>
+    settings.filter((setting) => setting.begin <= end);
+  let best: Mutation[] | undefined;
+  for (const version of begun(course.version)) {
+    for (const revoked of begun(course.revoked)) {
+      for (const disabled of begun(course.disabled)) {
+        for (const implies of begun(course.implies)) {
+          const state: State = {
+            version: version.value,
+            revoked: revoked.value,
+            disabled: disabled.value,
+            implies: implies.value,
+          };
+          if (!isSame(verdict, verdictBy(state, scope))) continue;
+          // What outweighs the others explains an answer alone.
+          const used = revoked.value
+            ? [revoked]
+            : disabled.value
+              ? [revoked, disabled]
+              : [revoked, disabled, version, implies];
+          const ended = used.flatMap(({ over, endedBy }) =>
+            over < begin && endedBy !== undefined ? [endedBy] : [],
+          );
+          if (best === undefined || ended.length < best.length) best = ended;
+        }
+      }
+    }
+  }
+  return best;
+}
+
+/** The order of contract §5. */
+function verdictBy({ version, revoked, disabled, implies }: State, scope: string): Verdict {
+  if (revoked) return { kind: 'denied', code: 'revoked' };
+  if (disabled) return { kind: 'denied', code: 'workspace_disabled' };
+  const isHeld = version.scopes.some((held) => held === scope || implies[held]?.includes(scope));
+  return isHeld
+    ? { kind: 'active', version: version.number }
+    : { kind: 'denied', code: 'insufficient_scope' };
+}
+
+function isSame(one: Verdict, other: Verdict): boolean {
+  if (one.kind === 'active') return other.kind === 'active' && one.version === other.version;
+  return one.kind === 'denied' && other.kind === 'denied' && one.code === other.code;
 }
 
 function isDisturbed(look: Look, disturbances: readonly Disturbance[]): boolean {
@@ -215,7 +263,7 @@ export function describeViolation(violation: Violation, history: History): strin
       .filter(({ key }) => key === violation.key)
       .map(
         ({ what, begin, answered, notes }) =>
-          `  mutation       ${at(begin)} .. ${at(answered)}  ${what === 'revoke' ? what : `version ${what.version} [${what.scopes}]`}  (${notes.join('; ')})`,
+          `  mutation       ${at(begin)} .. ${at(answered)}  ${typeof what === 'string' ? what : JSON.stringify(what)}  (${notes.join('; ')})`,
       ),
     ...history.disturbances
       .filter(({ begin, end }) => near(begin) || near(end ?? begin))
