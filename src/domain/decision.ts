@@ -2,6 +2,7 @@ import { type Key, statusOf } from './key.ts';
 import type { RateLimitState } from './rate-limit.ts';
 import type { CompiledRestrictions, RequestFacts } from './restriction.ts';
 import type { Catalogue } from './scope-catalogue.ts';
+import { isoDate } from './time.ts';
 import { SYSTEM_WORKSPACE, type WorkspaceState } from './workspace.ts';
 
 /** Why a key may not do what was asked, with the status that the asking service should answer its own client (contract §5). */
@@ -151,8 +152,4 @@ function refusalOf(
     }
   }
   return undefined;
-}
-
-function isoDate(timeMs: number): string {
-  return new Date(timeMs).toISOString().slice(0, 10);
 }

@@ -13,10 +13,10 @@ import { newRequestId } from './request-id.ts';
  */
 
 interface Latest {
-  readonly request: IncomingMessage;
-  readonly response: ServerResponse;
+  request: IncomingMessage;
+  response: ServerResponse;
   /** The answer before, on the same connection. */
-  readonly before: ServerResponse | undefined;
+  before: ServerResponse | undefined;
 }
 
 /** Watches over the connections of a server; answers its handler of `clientError`. */
@@ -40,7 +40,14 @@ export function guardConnections(server: Server): (error: Error, socket: Duplex)
   }
 
   server.on('request', (request, response) => {
-    latest.set(request.socket, { request, response, before: latest.get(request.socket)?.response });
+    const last = latest.get(request.socket);
+    if (last === undefined) {
+      latest.set(request.socket, { request, response, before: undefined });
+      return;
+    }
+    last.before = last.response;
+    last.request = request;
+    last.response = response;
   });
   server.on('connect', (_request, socket) => {
     socket.on('error', () => socket.destroy());

@@ -10,6 +10,13 @@ import { PROBLEM_TYPE } from './problem.ts';
  * one as JSON Schema, and `complete` adds what is the same everywhere: headers, examples, components.
  */
 
+declare module 'fastify' {
+  interface FastifySchema {
+    /** The body of a route that parses it itself, so that Fastify does not look for a validator at each request. */
+    documentedBody?: unknown;
+  }
+}
+
 type JsonSchema = z.core.JSONSchema.BaseSchema;
 
 interface Media {
@@ -176,7 +183,8 @@ export function createDocumenter(): Documenter {
 
   return {
     describeRoute({ schema, url }) {
-      const { body, querystring, params, response, consumes = [JSON_TYPE], idempotent, ...rest } = schema;
+      const { documentedBody, body = documentedBody, querystring, params, response, ...others } = schema;
+      const { consumes = [JSON_TYPE], idempotent, ...rest } = others;
       if (rest.hide === true) return { schema: { hide: true }, url };
       if (isZod(body) && z.safeParse(body, undefined).success) optionalBodies.add(rest.operationId ?? '');
       const responses = Object.entries(response ?? {}).map(([status, one]) => [

@@ -8,12 +8,13 @@ import type { RequestFacts } from '../domain/restriction.ts';
 import { foreignWorkspace } from '../lifecycle/keys.ts';
 import type { Recorder } from '../recording/recorder.ts';
 import type { Soon, Verifier } from '../verification/verifier.ts';
-import { checkText } from './body.ts';
+import { bodyParser, checkText } from './body.ts';
 import { type Callers, callerOf } from './callers.ts';
 import * as schemas from './schemas.ts';
-import { parseInput, unvalidated } from './validation.ts';
+import { parseInput } from './validation.ts';
 
 const JSON_TYPE = 'application/json';
+const ANSWER_TYPE = 'application/json; charset=utf-8';
 const FORM = 'application/x-www-form-urlencoded';
 /** Whatever a client sent as its key gets a verdict, so that the body's own bound is the only one. */
 const MAX_KEY_LENGTH = 65_536;
@@ -114,7 +115,8 @@ const standardOutput = z
   })
   .meta({ id: 'StandardIntrospection', description: 'RFC 7662 §2.2, the answer to a form.' });
 
-type JsonAnswer = z.input<typeof activeOutput> | z.input<typeof inactiveOutput>;
+type ActiveAnswer = z.input<typeof activeOutput>;
+type InactiveAnswer = z.input<typeof inactiveOutput>;
 type StandardAnswer = z.input<typeof standardOutput>;
 
 /** `POST /v1/introspect` (contract §5). */
@@ -144,9 +146,7 @@ export function registerIntrospectRoute({
     plain.post(
       '/v1/introspect',
       {
-        // The hot route: its body is parsed once, below, and its answers are built member by member from known types.
-        validatorCompiler: unvalidated,
-        serializerCompiler: () => JSON.stringify,
+        // The hot route: its body is parsed once, below, and its answers are finished text.
         schema: {
           tags: ['Introspection'],
           operationId: 'introspect',
@@ -154,7 +154,7 @@ export function registerIntrospectRoute({
           description:
             '200 whenever a verdict was reached. `active` is the one member to test: it is `false` also when the key is fine but this request is not.',
           security: schemas.callerWith('introspect'),
-          body: { content: { [JSON_TYPE]: { schema: jsonBody }, [FORM]: { schema: formBody } } },
+          documentedBody: { content: { [JSON_TYPE]: { schema: jsonBody }, [FORM]: { schema: formBody } } },
           response: {
             200: z
               .union([activeOutput, inactiveOutput, standardOutput])
@@ -163,8 +163,9 @@ export function registerIntrospectRoute({
           },
         },
       },
-      (request): Soon<JsonAnswer | StandardAnswer> => {
+      (request, reply): Soon<string> => {
         const caller = callerOf(request);
+        reply.header('content-type', ANSWER_TYPE);
         if (request.mediaType === FORM) {
           const { token } = parseInput(formBody, request.body);
           const question = { visibleWorkspaces: caller.allowedWorkspaces };
@@ -205,51 +206,53 @@ function questionOf(body: z.output<typeof jsonBody>, caller: Caller): { token: s
 }
 
 function registerFormBody(app: FastifyInstance): void {
-  app.addContentTypeParser(FORM, { parseAs: 'string' }, (_request, body, done) => {
-    const tokens = new URLSearchParams(body.toString()).getAll('token');
-    const [token] = tokens;
-    // A parameter without a value counts as left out (RFC 6749 §3.2).
-    if (token === undefined || token === '' || tokens.length > 1) {
-      done(new Failure('invalid_request', 'The form must hold one `token`.'));
-      return;
-    }
-    try {
+  app.addContentTypeParser(
+    FORM,
+    { parseAs: 'buffer' },
+    bodyParser((body) => {
+      const tokens = new URLSearchParams(body.toString()).getAll('token');
+      const [token] = tokens;
+      // A parameter without a value counts as left out (RFC 6749 §3.2).
+      if (token === undefined || token === '' || tokens.length > 1) {
+        throw new Failure('invalid_request', 'The form must hold one `token`.');
+      }
       checkText(token);
-      done(null, { token });
-    } catch (error) {
-      done(error instanceof Error ? error : new Error('unreadable form'));
-    }
-  });
+      return { token };
+    }),
+  );
 }
 
-function jsonAnswer(decision: Decision): JsonAnswer {
+function jsonAnswer(decision: Decision): string {
   if (!decision.active) {
     const { code, detail, limited } = decision;
     const reason = { code, status: REFUSALS[code], detail };
-    return limited === undefined
-      ? { active: false, reason }
-      : { active: false, reason, rate_limit: limited.rateLimit, retry_after: limited.retryAfterSeconds };
+    const answer: InactiveAnswer =
+      limited === undefined
+        ? { active: false, reason }
+        : { active: false, reason, rate_limit: limited.rateLimit, retry_after: limited.retryAfterSeconds };
+    return JSON.stringify(answer);
   }
   const { key } = decision.record;
-  return {
+  const answer: ActiveAnswer = {
     active: true,
     key_id: key.id,
     workspace_id: key.workspaceId,
     name: key.name,
     environment: key.environment,
-    scopes: [...key.scopes],
+    scopes: key.scopes as string[],
     created_at: schemas.fromTime(key.createdAt),
     expires_at: schemas.fromTime(key.expiresAt),
-    metadata: key.metadata === null ? null : { ...key.metadata },
+    metadata: key.metadata as ActiveAnswer['metadata'],
     rate_limit: decision.rateLimit ?? null,
   };
+  return JSON.stringify(answer);
 }
 
 /** RFC 7662 §2.2: an inactive token gets nothing but that. */
-function standardAnswer(decision: Decision): StandardAnswer {
-  if (!decision.active) return { active: false };
+function standardAnswer(decision: Decision): string {
+  if (!decision.active) return '{"active":false}';
   const { key } = decision.record;
-  return {
+  const answer: StandardAnswer = {
     active: true,
     // RFC 6749 §3.3: a scope names one at least.
     ...(key.scopes.length === 0 ? {} : { scope: key.scopes.join(' ') }),
@@ -259,6 +262,7 @@ function standardAnswer(decision: Decision): StandardAnswer {
     iat: seconds(key.createdAt),
     ...(key.expiresAt === null ? {} : { exp: seconds(key.expiresAt) }),
   };
+  return JSON.stringify(answer);
 }
 
 function seconds(timeMs: number): number {

@@ -11,6 +11,7 @@ import {
   type Permission,
   SCOPE_PATTERN,
 } from '../domain/scope.ts';
+import { isoTime } from '../domain/time.ts';
 import { holdsToken, LABEL_PATTERN } from '../domain/token.ts';
 import { WORKSPACE_ID_PATTERN } from '../domain/workspace.ts';
 import type { Propagation } from '../verification/membership.ts';
@@ -91,7 +92,7 @@ export function toTime(value: string | undefined): number | undefined {
 export function fromTime(timeMs: number): string;
 export function fromTime(timeMs: number | null): string | null;
 export function fromTime(timeMs: number | null): string | null {
-  return timeMs === null ? null : new Date(timeMs).toISOString();
+  return timeMs === null ? null : isoTime(timeMs);
 }
 
 // Which entries are well-formed is domain/restriction.ts's to say; here are only shape and size.

@@ -12,11 +12,6 @@ export function validatorCompiler({ schema }: { schema: z.ZodType }) {
   };
 }
 
-/** For a route that parses its body itself, once: Fastify passes it on as it came. */
-export function unvalidated() {
-  return (data: unknown) => ({ value: data });
-}
-
 /** @throws Failure `invalid_request` naming each fault. */
 export function parseInput<T>(schema: z.ZodType<T>, data: unknown): T {
   const result = schema.safeParse(data);

@@ -2,6 +2,7 @@ import { isDeepStrictEqual } from 'node:util';
 import type { Caller } from '../domain/caller.ts';
 import type { JsonObject, Key } from '../domain/key.ts';
 import type { Restrictions } from '../domain/restriction.ts';
+import { isoTime } from '../domain/time.ts';
 import type { WorkspaceSettings } from '../domain/workspace.ts';
 import type { Actor } from '../storage/audit.ts';
 
@@ -62,8 +63,4 @@ export function changedMembers(
   const pick = (values: JsonObject): JsonObject =>
     Object.fromEntries(changed.map((member) => [member, values[member] ?? null]));
   return { before: pick(before), after: pick(after) };
-}
-
-export function isoTime(timeMs: number): string {
-  return new Date(timeMs).toISOString();
 }

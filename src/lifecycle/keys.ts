@@ -19,6 +19,7 @@ import {
 import type { RateLimit } from '../domain/rate-limit.ts';
 import { addressesWithin, type RestrictionsInput, restrictionFaults } from '../domain/restriction.ts';
 import { isPermission, PERMISSIONS } from '../domain/scope.ts';
+import { isoTime } from '../domain/time.ts';
 import { HINT_LENGTH, type TokenMint } from '../domain/token.ts';
 import { NO_LIMITS, type PlanLimits, SERVICE_ENVIRONMENT, SYSTEM_WORKSPACE } from '../domain/workspace.ts';
 import { type Actor, appendAuditEvent, OPERATOR } from '../storage/audit.ts';
@@ -37,7 +38,7 @@ import {
 import { lockOrMakeWorkspace, lockWorkspace } from '../storage/workspaces.ts';
 import type { Changed, Membership, Propagation } from '../verification/membership.ts';
 import type { SecretHasher } from '../verification/secret-hasher.ts';
-import { actorOf, changedMembers, isoTime, keyShown, type Origin } from './audit.ts';
+import { actorOf, changedMembers, keyShown, type Origin } from './audit.ts';
 import { refuseUnknownScopes } from './scopes.ts';
 
 /** What a caller says of a new key; what it leaves out is `undefined`. */

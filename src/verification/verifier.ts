@@ -68,7 +68,7 @@ export function createVerifier(options: VerifierOptions): Verifier {
   const { database, mint, hasher, cache, catalogues, quota, lease, memoKey, observer } = options;
 
   function resolve(token: string, leased: boolean): Soon<Resolved> {
-    const tokenDigest = digest('sha256', token, 'base64url');
+    const tokenDigest = digest('sha256', token, 'binary');
     if (leased) {
       const held = fromMemory(tokenDigest);
       if (held !== undefined) return held;
