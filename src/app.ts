@@ -1,12 +1,6 @@
 import type { IncomingMessage } from 'node:http';
 import rateLimit from '@fastify/rate-limit';
-import Fastify, {
-  type FastifyBaseLogger,
-  type FastifyInstance,
-  type FastifyReply,
-  type FastifyRequest,
-  LogController,
-} from 'fastify';
+import Fastify, { type FastifyInstance, type FastifyReply, type FastifyRequest } from 'fastify';
 import { serializerCompiler } from 'fastify-type-provider-zod';
 import type { Logger } from 'pino';
 import { Failure } from './domain/errors.ts';
@@ -22,7 +16,7 @@ import { registerIntrospectRoute } from './http/introspect.ts';
 import { registerKeyRoutes } from './http/keys.ts';
 import { registerMeRoute } from './http/me.ts';
 import { type MetricsSource, registerMetricsRoute } from './http/metrics.ts';
-import { handleError, sendProblem } from './http/problem.ts';
+import { createErrorHandler, sendProblem } from './http/problem.ts';
 import { registerRateLimitRoutes } from './http/rate-limits.ts';
 import { requestIdOf } from './http/request-id.ts';
 import { registerScopeRoutes } from './http/scopes.ts';
@@ -68,7 +62,6 @@ const REQUEST_TIMEOUT_MS = 30_000;
 
 /** The HTTP service over what it is given. It opens nothing: no socket, no connection, no file. */
 export async function buildApp(dependencies: AppDependencies): Promise<FastifyInstance> {
-  const loggerInstance: FastifyBaseLogger = dependencies.logger;
   const {
     verifier,
     lifecycle,
@@ -79,14 +72,14 @@ export async function buildApp(dependencies: AppDependencies): Promise<FastifyIn
     database,
     cursors,
     rotationDueDays,
+    logger,
     isClosing,
   } = dependencies;
+  const handleError = createErrorHandler(logger);
   const app: FastifyInstance = Fastify({
-    loggerInstance,
-    // One logger for all: the lines that tell of a request name its id themselves.
-    childLoggerFactory: (logger) => logger,
-    // One line a request, by the hook below: Fastify's own would hold the URL, and so whatever a client put there.
-    logController: new LogController({ disableRequestLogging: true }),
+    // Two lines of ours tell of requests, below and in problem.ts. Fastify's own would hold the URL, and so whatever a
+    // client put there; and with a logger it listens for the end of every response, whether or not that is logged.
+    logger: false,
     bodyLimit: BODY_LIMIT_BYTES,
     requestTimeout: REQUEST_TIMEOUT_MS,
     routerOptions: { maxParamLength: MAX_PARAM_LENGTH },
@@ -118,10 +111,9 @@ export async function buildApp(dependencies: AppDependencies): Promise<FastifyIn
     else if (request.is404) answerUnknownRoute(request, reply).catch(done);
     else done();
   });
-  // Fastify listens for the end of each response as soon as somebody waits for it.
-  if (dependencies.logger.isLevelEnabled('info')) {
+  if (logger.isLevelEnabled('info')) {
     app.addHook('onResponse', (request, reply, done) => {
-      request.log.info(lineOf(request, reply), 'answered');
+      logger.info(lineOf(request, reply), 'answered');
       done();
     });
   }

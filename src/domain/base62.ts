@@ -54,6 +54,17 @@ export function decodeBase62(text: string, byteLength: number): Uint8Array | und
   return bytes;
 }
 
+/** Reads base62 `text` of at most eight characters, whose value is below 2^53; `undefined` for another character. */
+export function decodeNumber(text: string): number | undefined {
+  let number = 0;
+  for (let position = 0; position < text.length; position++) {
+    const value = VALUES[text.charCodeAt(position)] ?? BASE;
+    if (value === BASE) return undefined;
+    number = number * BASE + value;
+  }
+  return number;
+}
+
 function wordsOf(bytes: Uint8Array): Uint32Array {
   const view = new DataView(bytes.buffer, bytes.byteOffset, bytes.byteLength);
   const words = new Uint32Array(bytes.byteLength / WORD_BYTES);

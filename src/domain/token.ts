@@ -1,8 +1,7 @@
-import { timingSafeEqual } from 'node:crypto';
+import { hash, timingSafeEqual } from 'node:crypto';
 import { crc32 } from 'node:zlib';
-import { decodeBase62, encodeBase62, randomBase62 } from './base62.ts';
+import { decodeBase62, decodeNumber, encodeBase62, randomBase62 } from './base62.ts';
 import { type KeyId, keyIdFromBytes, keyIdToBytes } from './key-id.ts';
-import { hmacSha256 } from './key-secret.ts';
 
 /*
  * <prefix>_<environment>_ id(22) secret(27) tag(11) checksum(6), contract §2.
@@ -42,23 +41,25 @@ export function createTokenMint(
   mintKeys: readonly [Uint8Array, ...Uint8Array[]],
   randomBytes: (size: number) => Uint8Array,
 ): TokenMint {
+  const taggers = mintKeys.map(createTagger);
+  const [tagOf] = taggers as [Tagger, ...Tagger[]];
   return {
     mint({ prefix, environment, id }) {
       const untagged =
         `${prefix}_${environment}_` +
         encodeBase62(keyIdToBytes(id), ID_LENGTH) +
         randomBase62(SECRET_LENGTH, randomBytes);
-      const unchecked = untagged + encodeBase62(tagOf(mintKeys[0], untagged), TAG_LENGTH);
+      const unchecked = untagged + encodeBase62(tagOf(untagged), TAG_LENGTH);
       return unchecked + checksumOf(unchecked);
     },
 
     identify(token) {
       if (token.length > MAX_TOKEN_LENGTH || !TOKEN_PATTERN.test(token)) return undefined;
       const unchecked = token.slice(0, -CHECKSUM_LENGTH);
-      if (checksumOf(unchecked) !== token.slice(-CHECKSUM_LENGTH)) return undefined;
+      if (crc32(unchecked) !== decodeNumber(token.slice(-CHECKSUM_LENGTH))) return undefined;
       const untagged = unchecked.slice(0, -TAG_LENGTH);
       const tag = decodeBase62(unchecked.slice(-TAG_LENGTH), TAG_BYTES);
-      if (tag === undefined || !mintKeys.some((key) => timingSafeEqual(tagOf(key, untagged), tag)))
+      if (tag === undefined || !taggers.some((tagged) => timingSafeEqual(tagged(untagged), tag)))
         return undefined;
       const id = decodeBase62(untagged.slice(-SECRET_LENGTH - ID_LENGTH, -SECRET_LENGTH), ID_BYTES);
       return id && keyIdFromBytes(id);
@@ -81,8 +82,32 @@ export function hintOf(prefix: string, lastCharacters: string): string {
   return `${prefix}…${lastCharacters}`;
 }
 
-function tagOf(mintKey: Uint8Array, untagged: string): Uint8Array {
-  return hmacSha256(mintKey, untagged).subarray(0, TAG_BYTES);
+/** The tag of a text; the bytes are good until the next call. */
+type Tagger = (untagged: string) => Uint8Array;
+
+const BLOCK_BYTES = 64;
+const HASH_BYTES = 32;
+
+/**
+ * HMAC-SHA-256 (RFC 2104) by its definition, H(key ⊕ opad ‖ H(key ⊕ ipad ‖ text)), cut to the tag's length. A flood of
+ * strings that we did not mint costs little more than this, and node's Hmac object takes three times as long.
+ */
+function createTagger(mintKey: Uint8Array): Tagger {
+  if (mintKey.length > BLOCK_BYTES) throw new RangeError('a mint key longer than a block of SHA-256');
+  const inner = Buffer.alloc(BLOCK_BYTES + MAX_TOKEN_LENGTH, 0x36);
+  const outer = Buffer.alloc(BLOCK_BYTES + HASH_BYTES, 0x5c);
+  mintKey.forEach((byte, index) => {
+    inner[index] = byte ^ 0x36;
+    outer[index] = byte ^ 0x5c;
+  });
+  const tag = Buffer.alloc(TAG_BYTES);
+  // `binary` is Latin-1, a character for each byte: the cheapest way out of `hash`.
+  return (untagged) => {
+    const end = BLOCK_BYTES + inner.write(untagged, BLOCK_BYTES, 'latin1');
+    outer.write(hash('sha256', inner.subarray(0, end), 'binary'), BLOCK_BYTES, 'latin1');
+    tag.write(hash('sha256', outer, 'binary'), 0, TAG_BYTES, 'latin1');
+    return tag;
+  };
 }
 
 function checksumOf(unchecked: string): string {

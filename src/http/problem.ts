@@ -1,5 +1,6 @@
 import { STATUS_CODES } from 'node:http';
 import type { FastifyError, FastifyReply, FastifyRequest } from 'fastify';
+import type { Logger } from 'pino';
 import { z } from 'zod';
 import { ERRORS, type ErrorCode, Failure, type InputFault } from '../domain/errors.ts';
 import { loggable } from '../storage/database.ts';
@@ -60,17 +61,21 @@ function challengeOf({ code, options }: Failure): string | undefined {
   return options.invalidCredential === true ? `${REALM}, error="invalid_token"` : REALM;
 }
 
+type ErrorHandler = (error: FastifyError, request: FastifyRequest, reply: FastifyReply) => FastifyReply;
+
 /** Fastify's error handler: whatever was thrown becomes a problem of the closed list. */
-export function handleError(error: FastifyError, request: FastifyRequest, reply: FastifyReply): FastifyReply {
-  const failure = failureOf(error);
-  // A cause means that something of ours or below us failed; a caller's mistakes are no news to the log.
-  const fault = failure.options.cause;
-  if (fault !== undefined)
-    request.log.error(
-      { request_id: request.id, err: loggable(fault), code: failure.code },
-      'the request could not be answered',
-    );
-  return sendProblem(request, reply, failure);
+export function createErrorHandler(logger: Logger): ErrorHandler {
+  return (error, request, reply) => {
+    const failure = failureOf(error);
+    // A cause means that something of ours or below us failed; a caller's mistakes are no news to the log.
+    const fault = failure.options.cause;
+    if (fault !== undefined)
+      logger.error(
+        { request_id: request.id, err: loggable(fault), code: failure.code },
+        'the request could not be answered',
+      );
+    return sendProblem(request, reply, failure);
+  };
 }
 
 function failureOf(error: FastifyError | Failure): Failure {
