@@ -11,6 +11,7 @@ import { TEST_KEY_SECRET } from '../support/app.ts';
 import { databaseOfTest } from '../support/database.ts';
 import { type Block, examplesOf, masked, readBlocks, shapeOf } from '../support/readme.ts';
 import { CLI, collectOutput, ROOT } from '../support/service.ts';
+import { openShell, plainEnvironment, type Shell } from '../support/shell.ts';
 
 /*
  * The README's examples, in its order and then those of docs/, in one shell, against a service started by the
@@ -304,38 +305,6 @@ async function main() {
 }
 void main();
 `;
-
-interface Shell {
-  /** Runs commands as if typed; answers what they printed. Fails the test when the last of them fails. */
-  run(commands: string): Promise<string>;
-  close(): void;
-}
-
-function openShell(cwd: string): Shell {
-  const child = spawn('bash', [], { cwd, stdio: ['pipe', 'pipe', 'pipe'], env: plainEnvironment() });
-  const printed = collectOutput(child);
-  return {
-    async run(commands) {
-      const [from, errorsFrom] = [printed.stdout.length, printed.stderr.length];
-      child.stdin.write(`${commands}\nprintf '@@%s@@\\n' "$?"\n`);
-      await expect
-        .poll(() => printed.stdout.slice(from), { timeout: 20_000, interval: 10 })
-        .toMatch(/@@\d+@@\n/);
-      const [, text = '', code] = /^(.*)@@(\d+)@@\n$/s.exec(printed.stdout.slice(from)) ?? [];
-      expect({ code, stderr: printed.stderr.slice(errorsFrom) }).toEqual({ code: '0', stderr: '' });
-      return text;
-    },
-    close: () => child.kill('SIGKILL'),
-  };
-}
-
-/** None of the settings that this machine or the test runner may have. */
-function plainEnvironment(): Record<string, string> {
-  const kept = ['PATH', 'HOME', 'LANG', 'TMPDIR', 'USER'];
-  return Object.fromEntries(
-    kept.flatMap((name) => (process.env[name] === undefined ? [] : [[name, process.env[name]]])),
-  );
-}
 
 function groupLives(pid: number): boolean {
   try {
