@@ -19,6 +19,7 @@ import { type MetricsSource, registerMetricsRoute } from './http/metrics.ts';
 import { createErrorHandler, sendProblem } from './http/problem.ts';
 import { registerRateLimitRoutes } from './http/rate-limits.ts';
 import { requestIdOf } from './http/request-id.ts';
+import { registerRequestLogRoutes } from './http/request-logs.ts';
 import { registerScopeRoutes } from './http/scopes.ts';
 import { validatorCompiler } from './http/validation.ts';
 import { registerWorkspaceRoutes } from './http/workspaces.ts';
@@ -133,6 +134,7 @@ export async function buildApp(dependencies: AppDependencies): Promise<FastifyIn
   registerScopeRoutes({ callers, scopes, database, cursors });
   registerIntrospectRoute({ callers, verifier, recorder });
   registerAuditRoutes({ callers, database, cursors });
+  registerRequestLogRoutes({ callers, database, cursors });
   registerMeRoute({ callers });
   registerHealthRoutes(app, dependencies);
   if (dependencies.metrics !== undefined) registerMetricsRoute(app, dependencies.metrics);

@@ -77,6 +77,24 @@ export const SETTINGS = {
     range: '`on` or `off`',
     purpose: 'Whether introspections are recorded: usage, last use, request logs. Usage reports always are.',
   },
+  REQUEST_LOG_SAMPLE: {
+    schema: share().prefault('1'),
+    default: '1',
+    range: '0–1',
+    purpose: 'The share of allowed introspections that the request log holds. It holds every refusal.',
+  },
+  REQUEST_LOG_PER_SECOND: {
+    schema: integer(4, 100_000).default(1_000),
+    default: '1000',
+    range: '4–100000',
+    purpose: 'Entries a second and instance at most; what is over is dropped and counted.',
+  },
+  REQUEST_LOG_RETENTION_DAYS: {
+    schema: integer(1, 400).default(30),
+    default: '30',
+    range: '1–400',
+    purpose: 'How long the request log is kept, in whole days.',
+  },
   USAGE_RETENTION_DAYS: {
     schema: integer(1, 3650).default(400),
     default: '400',
@@ -362,6 +380,16 @@ function rateLimit() {
       (limit) => limit === null || (limit.limit <= MAX_LIMIT && limit.window_seconds <= MAX_WINDOW_SECONDS),
       message,
     );
+}
+
+/** From 0 to 1. */
+function share() {
+  const message = 'must be a number from 0 to 1 such as 0.05';
+  return z
+    .string()
+    .regex(/^[01](\.\d{1,9})?$/, message)
+    .transform(Number)
+    .refine((value) => value <= 1, message);
 }
 
 /** Days, or `off` as `null`. */

@@ -9,6 +9,7 @@ import { createScopeLifecycle, type ScopeLifecycle } from './lifecycle/scopes.ts
 import { createWorkspaceLifecycle, type WorkspaceLifecycle } from './lifecycle/workspaces.ts';
 import { type RecordingObserver, UNOBSERVED_RECORDING } from './recording/observer.ts';
 import { createRecorder, type Recorder } from './recording/recorder.ts';
+import { createRequestLog, forgetOldAddresses, type RequestLogKeeper } from './recording/request-log.ts';
 import { createUpkeep, type KeptTable } from './recording/upkeep.ts';
 import { createUsageKeeper, type UsageKeeper } from './recording/usage.ts';
 import { createDatabase, type Database } from './storage/database.ts';
@@ -51,6 +52,7 @@ export interface Core {
   readonly recorder: Recorder;
   readonly workspaces: WorkspaceLifecycle;
   readonly usage: UsageKeeper;
+  readonly requestLog: RequestLogKeeper;
   readonly idempotency: Idempotency;
   readonly quota: Quota;
   /** Keys of one purpose, derived from each secret, newest first. */
@@ -150,14 +152,22 @@ async function assemble(
     broken,
   });
   const usage = createUsageKeeper({ database, observer: recordingObserver, report });
-  const recorder = createRecorder({ database, keepers: [usage], isOn: config.RECORDING });
   const upkeep = createUpkeep({
     database,
     tables: keptTables(config),
-    chores: [createCounterSweep()],
+    chores: [createCounterSweep(), forgetOldAddresses],
     observer: recordingObserver,
     report,
   });
+  const requestLog = createRequestLog({
+    database,
+    sample: config.REQUEST_LOG_SAMPLE,
+    perSecond: config.REQUEST_LOG_PER_SECOND,
+    observer: recordingObserver,
+    report,
+    wrote: upkeep.wrote,
+  });
+  const recorder = createRecorder({ database, keepers: [usage, requestLog], isOn: config.RECORDING });
   let idempotency: Idempotency | undefined;
   const close = async (flushWithinMs = FLUSH_WITHIN_MS) => {
     idempotency?.stop();
@@ -235,6 +245,7 @@ async function assemble(
       scopes,
       recorder,
       usage,
+      requestLog,
       quota,
       deriveKeys,
       close,
@@ -248,6 +259,7 @@ async function assemble(
 /** All tables that grow with time, each with how long it is kept. */
 function keptTables(config: Config): readonly KeptTable[] {
   const retentionDays: Record<keyof typeof PARTITIONED_TABLES, number | null> = {
+    request_logs: config.REQUEST_LOG_RETENTION_DAYS,
     audit_events: config.AUDIT_RETENTION_DAYS,
     usage: config.USAGE_RETENTION_DAYS,
     usage_durations: config.USAGE_RETENTION_DAYS,

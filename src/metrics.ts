@@ -11,7 +11,7 @@ export interface Metrics {
   /** To be told of what happens in the recorder. */
   readonly recordingObserver: RecordingObserver;
   /** Reads the sizes of what was put together, at each scrape. */
-  watch(core: Pick<Core, 'cache' | 'hasher' | 'membership' | 'usage' | 'quota'>): void;
+  watch(core: Pick<Core, 'cache' | 'hasher' | 'membership' | 'usage' | 'requestLog' | 'quota'>): void;
   /** The metrics in Prometheus' text format, and its content type. */
   render(): Promise<{ readonly text: string; readonly contentType: string }>;
 }
@@ -115,6 +115,14 @@ export function createMetrics(): Metrics {
   const flushFailures = counter('usage_flush_failures_total', 'Batches of usage that will be tried again.');
   const droppedUsage = counter('usage_dropped_total', 'Introspections that are in no count.');
 
+  const loggedRequests = counter('request_logs_total', 'Entries written to the request log.');
+  const droppedLogs = new Counter({
+    name: `${PREFIX}request_logs_dropped_total`,
+    help: 'Entries that the request log lacks: over the rate, over the room in memory, or lost.',
+    labelNames: ['reason'],
+    registers,
+  });
+  for (const reason of ['rate', 'full', 'lost']) droppedLogs.inc({ reason }, 0);
   const partitionsMade = counter('partitions_made_total', 'Partitions that upkeep made.');
   const partitionsDropped = counter('partitions_dropped_total', 'Partitions dropped, older than is kept.');
   const upkeepFailures = counter('upkeep_failures_total', 'Steps of upkeep that will be tried again.');
@@ -146,12 +154,17 @@ export function createMetrics(): Metrics {
       usageFlushed: ({ tookMs }) => flushTime.observe(tookMs / 1000),
       usageFlushFailed: () => flushFailures.inc(),
       usageDropped: (count) => droppedUsage.inc(count),
+      requestsLogged: (count) => loggedRequests.inc(count),
+      requestLogsDropped: (reason, count) => droppedLogs.inc({ reason }, count),
       partitionsMade: (count) => partitionsMade.inc(count),
       partitionsDropped: (count) => partitionsDropped.inc(count),
       upkeepFailed: () => upkeepFailures.inc(),
     },
 
-    watch({ cache, hasher, membership, usage, quota }) {
+    watch({ cache, hasher, membership, usage, requestLog, quota }) {
+      gauge('request_logs_waiting', 'Entries of the request log that wait in memory to be written.', () =>
+        requestLog.waiting(),
+      );
       gauge('usage_pending', 'Keys whose usage waits in memory to be written, by the hour.', () =>
         usage.pending(),
       );

@@ -27,6 +27,12 @@ const CASES: Readonly<Record<string, { accepted: readonly string[]; refused: rea
   CACHED_KEYS: { accepted: ['1', '10000000'], refused: ['0', '10000001', '10000000000'] },
   VERIFICATION_MEMO: { accepted: ['on', 'off'], refused: ['ON', 'true', '1'] },
   RECORDING: { accepted: ['on', 'off'], refused: ['ON', 'true', '1'] },
+  REQUEST_LOG_SAMPLE: {
+    accepted: ['0', '1', '0.05', '1.0'],
+    refused: ['1.01', '-0.1', '.5', '1e-3', '50%'],
+  },
+  REQUEST_LOG_PER_SECOND: { accepted: ['4', '100000'], refused: ['3', '100001', 'off'] },
+  REQUEST_LOG_RETENTION_DAYS: { accepted: ['1', '400'], refused: ['0', '401'] },
   USAGE_RETENTION_DAYS: { accepted: ['1', '3650'], refused: ['0', '3651', 'off'] },
   AUDIT_RETENTION_DAYS: { accepted: ['30', '3650', 'off'], refused: ['29', '3651', 'OFF', '1e3'] },
   KEY_PREFIX: {

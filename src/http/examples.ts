@@ -345,6 +345,32 @@ export const EXAMPLES: Readonly<Record<string, OperationExamples>> = {
       },
     },
   },
+  listRequestLogs: {
+    responses: {
+      200: one('A page', {
+        success: true,
+        data: [
+          {
+            id: 'log_01kgh9y0t2f8wakr5pmd7q3v6j',
+            at: '2026-02-03T04:05:05.123Z',
+            type: 'introspection',
+            key_id: KEY_ID,
+            workspace_id: 'ws_acme',
+            code: 'insufficient_scope',
+            status: 403,
+            duration_ms: null,
+            ip: '203.0.113.9',
+            ip_first_seen: true,
+            method: 'GET',
+            path: '/contacts/17',
+            caller: SERVICE_KEY_ID,
+            request_id: REQUEST_ID,
+          },
+        ],
+        pagination: { next_cursor: null, has_more: false },
+      }),
+    },
+  },
   listAuditEvents: {
     responses: {
       200: one('A page', {

@@ -12,6 +12,16 @@ export interface UsageObserver {
   usageDropped(count: number): void;
 }
 
+/** What the request log tells of itself. */
+export interface RequestLogObserver {
+  /** So many entries are written. */
+  requestsLogged(count: number): void;
+  /** So many are not: over the rate, over the room that memory has, or lost with the database. */
+  requestLogsDropped(reason: RequestLogDrop, count: number): void;
+}
+
+export type RequestLogDrop = 'rate' | 'full' | 'lost';
+
 /** What upkeep tells of itself. */
 export interface UpkeepObserver {
   /** Upkeep has made, or dropped, so many partitions. */
@@ -22,7 +32,7 @@ export interface UpkeepObserver {
 }
 
 /** What the recorder tells of itself as it happens; metrics are made of it. Every call is cheap and throws nothing. */
-export interface RecordingObserver extends UsageObserver, UpkeepObserver {}
+export interface RecordingObserver extends UsageObserver, RequestLogObserver, UpkeepObserver {}
 
 /** For whom nobody watches. */
 export const UNOBSERVED_RECORDING: RecordingObserver = {
@@ -30,6 +40,8 @@ export const UNOBSERVED_RECORDING: RecordingObserver = {
   usageFlushed: () => undefined,
   usageFlushFailed: () => undefined,
   usageDropped: () => undefined,
+  requestsLogged: () => undefined,
+  requestLogsDropped: () => undefined,
   partitionsMade: () => undefined,
   partitionsDropped: () => undefined,
   upkeepFailed: () => undefined,

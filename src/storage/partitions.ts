@@ -35,6 +35,14 @@ export const PARTITIONED_TABLES = {
     ahead: 3,
     appendOnly: true,
   },
+  // The week before too: reports may be that old.
+  request_logs: {
+    name: 'request_logs',
+    by: { column: 'id', type: 'uuid' },
+    period: 'day',
+    behind: 7,
+    ahead: 7,
+  },
   usage: {
     name: 'usage',
     by: { column: 'hour', type: 'time' },
@@ -103,8 +111,9 @@ export async function listPartitions(executor: Executor, { name }: PartitionedTa
 /**
  * Makes the partitions that are missing around `nowMs`; answers their names. In a transaction of `beginUpkeep`.
  *
- * A partition is made apart and then attached: that lets others read and write the table meanwhile, which
- * CREATE TABLE … PARTITION OF does not.
+ * A partition is made apart and then attached: that lets others read the table meanwhile, which CREATE TABLE …
+ * PARTITION OF does not. Whoever writes waits these few milliseconds: a row that was on its way to the catch-all
+ * would else find, when it gets there, that it belongs to a partition that was not there when it set out, and fail.
  */
 export async function makePartitions(
   executor: Executor,
@@ -114,6 +123,9 @@ export async function makePartitions(
   const present = await listPartitions(executor, table);
   const missing = periodsAround(table, nowMs).filter((period) => !isCovered(period, present));
   const made: string[] = [];
+  if (missing.length > 0) {
+    await executor.execute(sql`LOCK TABLE ${sql.raw(`public.${table.name}`)} IN SHARE ROW EXCLUSIVE MODE`);
+  }
   for (const period of missing) made.push(await attachPartition(executor, table, period));
   return made;
 }

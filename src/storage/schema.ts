@@ -4,6 +4,8 @@ import {
   boolean,
   check,
   customType,
+  date,
+  doublePrecision,
   index,
   integer,
   jsonb,
@@ -249,6 +251,62 @@ export const sealedAnswers = pgTable(
     check('sealed_answers_mac_form', sql`octet_length(${table.mac}) = 32`),
     // Salt, nonce and tag are 60; a body of 64 KiB makes no answer that is much larger.
     check('sealed_answers_sealed_size', sql`octet_length(${table.sealed}) BETWEEN 60 AND 131072`),
+  ],
+);
+
+/**
+ * Single introspections, and requests that APIs reported. Partitioned by day, by the time in its ids (partitions.ts).
+ *
+ * Any combination of filters is answered from an index that has them all and then the order of time. Where an
+ * address is asked for without an outcome, there are few outcomes to look through. A key is of one workspace.
+ */
+export const requestLogs = pgTable(
+  'request_logs',
+  {
+    /** A UUIDv7 of the time `at`. */
+    id: uuid().primaryKey(),
+    at: time('at').notNull(),
+    /** Null, as is the workspace, where no key of a visible workspace was shown. */
+    keyId: uuid('key_id'),
+    workspaceId: text('workspace_id'),
+    /** What an introspection came to; `reported`: no introspection. */
+    code: text().notNull(),
+    /** What the API answered, or is to answer, its own client. */
+    status: smallint(),
+    durationMs: doublePrecision('duration_ms'),
+    ip: text(),
+    ipFirstSeen: boolean('ip_first_seen').notNull().default(false),
+    method: text(),
+    path: text(),
+    /** The service key that asked or reported. */
+    callerKeyId: uuid('caller_key_id'),
+    requestId: text('request_id'),
+  },
+  (table) => [
+    index('request_logs_workspace').on(table.workspaceId, table.at, table.id),
+    index('request_logs_workspace_code').on(table.workspaceId, table.code, table.at, table.id),
+    index('request_logs_workspace_ip').on(table.workspaceId, table.ip, table.code, table.at, table.id),
+    index('request_logs_key').on(table.keyId, table.at, table.id),
+    index('request_logs_key_code').on(table.keyId, table.code, table.at, table.id),
+    index('request_logs_key_ip').on(table.keyId, table.ip, table.code, table.at, table.id),
+    index('request_logs_code').on(table.code, table.at, table.id),
+    index('request_logs_ip').on(table.ip, table.code, table.at, table.id),
+  ],
+);
+
+/** From which addresses a key was used, so that a new one can be told: written once a day for each of them. */
+export const keyAddresses = pgTable(
+  'key_addresses',
+  {
+    keyId: uuid('key_id').notNull(),
+    ip: text().notNull(),
+    firstSeenAt: time('first_seen_at').notNull(),
+    /** The last day that it was seen, of UTC. */
+    seenOn: date('seen_on').notNull(),
+  },
+  (table) => [
+    primaryKey({ columns: [table.keyId, table.ip] }),
+    index('key_addresses_seen_on').on(table.seenOn),
   ],
 );
 

@@ -1,0 +1,31 @@
+/** What a path is cut to in the request log. */
+export const MAX_LOGGED_PATH_LENGTH = 512;
+
+const ELLIPSIS = '…';
+/**
+ * What has the form of a token, whatever its checksum: to leave out too much of a path does no harm. All its parts are
+ * bounded, so that its cost is by the length of the path alone.
+ */
+const TOKEN_LIKE = /[A-Za-z0-9]{1,16}_[A-Za-z0-9]{1,16}_[0-9A-Za-z]{66,}/g;
+/** An escape of a character that needs none (RFC 3986 §2.3): a token is made of such. */
+const UNRESERVED_ESCAPE = /%(?:2[DdEe]|3[0-9]|[46][1-9A-Fa-f]|[57][0-9Aa]|5[Ff]|7[Ee])/g;
+
+/**
+ * The path of a request as it is logged: without its query, which is where clients put what is secret, without
+ * anything that looks like a token, and not too long. `null` for what is no text that can be stored.
+ */
+export function loggedPath(path: string | null | undefined): string | null {
+  if (path == null || !path.isWellFormed() || path.includes('\0')) return null;
+  const end = path.search(/[?#]/);
+  const whole = end < 0 ? path : path.slice(0, end);
+  const plain = whole.includes('%') ? whole.replace(UNRESERVED_ESCAPE, decodeURIComponent) : whole;
+  const clean = plain.replace(TOKEN_LIKE, ELLIPSIS);
+  return clean.length <= MAX_LOGGED_PATH_LENGTH
+    ? clean
+    : `${clean.slice(0, MAX_LOGGED_PATH_LENGTH - 1).toWellFormed()}${ELLIPSIS}`;
+}
+
+/** The method of a request as it is logged; `null` for what is none. */
+export function loggedMethod(method: string | null | undefined): string | null {
+  return method != null && /^[A-Z-]{1,32}$/.test(method) ? method : null;
+}
