@@ -274,6 +274,21 @@ describe('an answer that made nothing is not kept', () => {
     await expectFirst(await create('corrected-1'));
   });
 
+  test('what a plan refuses is made once the plan allows it, and given again when it does no more', async () => {
+    const put = (limit: number) =>
+      app.send('PUT', '/v1/workspaces/ws_plan', { body: { limits: { max_active_keys: limit } } });
+    const body = { ...BODY, workspace_id: 'ws_plan' };
+    await put(0);
+    expectProblem(await create('plan-1', body), 'limit_reached');
+    await put(1);
+    const first = await create('plan-1', body);
+    await expectFirst(first);
+    expectReplay(await create('plan-1', body), first);
+    expectProblem(await create('plan-2', body), 'limit_reached');
+    await put(0);
+    expectReplay(await create('plan-1', body), first);
+  });
+
   test('a failed transaction leaves neither a key nor an answer', async () => {
     await app.database.query('ALTER TABLE sealed_answers ADD CONSTRAINT never CHECK (mac IS NULL) NOT VALID');
     const name = `Failed ${randomUUID()}`;

@@ -1,4 +1,4 @@
-import { randomBytes } from 'node:crypto';
+import { randomBytes, randomUUID } from 'node:crypto';
 import { mkdtemp, readFile, rm } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
@@ -80,8 +80,10 @@ test('neither the database nor the log at trace nor the metrics hold a token, or
     }
     return answer;
   };
-  const create = async (settings: Record<string, unknown> = {}) => {
+  const create = async (settings: Record<string, unknown> = {}, idempotencyKey: string = randomUUID()) => {
     const { status, body, text } = await send('POST', '/v1/api-keys', {
+      // So that the answer is kept, with the token sealed in it.
+      headers: { 'idempotency-key': idempotencyKey },
       body: {
         workspace_id: 'ws_acme',
         name: 'Busy',
@@ -181,6 +183,7 @@ test('neither the database nor the log at trace nor the metrics hold a token, or
       body: { workspace_id: 'ws_acme', name: 'x' },
       headers: { 'content-type': token },
     });
+    await create({}, token);
     // As names of members, as values of the wrong type or place, and in what is no JSON.
     await send('POST', '/v1/api-keys', { body: { workspace_id: 'ws_acme', name: 'x', [token]: 1 } });
     await send('POST', '/v1/api-keys', {
@@ -271,6 +274,7 @@ test('neither the database nor the log at trace nor the metrics hold a token, or
   expect(stderr).toContain('api_keys_never');
   expect(stored).toContain(`"id":"`);
   expect(stored).toContain('$argon2id$');
+  expect(stored).toMatch(/^public\.sealed_answers \d\d$/m);
   expect(findPiece(`before ${admin.slice(7, 27)} after`, tokens)).toBeDefined();
 
   expect(findPiece(stdout, tokens)).toBeUndefined();
