@@ -12,16 +12,18 @@ export interface Counter {
 /** What an instance asks of one counter, and what it tells of what it holds. */
 export interface Ask extends Counter {
   readonly limit: number;
-  /** So many uses wait, of this cost each. They are granted whole, and count as spent. */
+  /** So many uses wait, of this cost each. They are granted whole. */
   readonly uses: number;
   readonly cost: number;
+  /** Whether what is granted to them counts as stock at first: another limit may refuse them still. Else it is spent. */
+  readonly holds: boolean;
   /** How much more to take into stock, where enough is left. */
   readonly stock: number;
   /** The window that the next two belong to; in any other they say nothing. */
   readonly windowStart: number;
   /** How much of what was leased comes back unspent. */
   readonly handedIn: number;
-  /** How much less this instance holds in stock than the database believes; negative where it is more. */
+  /** How much less this instance holds than the database believes; negative where it is more. */
   readonly unstocked: number;
   /** Whether to call others' stocks back where it falls short, though somebody has before. */
   readonly callAgain: boolean;
@@ -89,8 +91,10 @@ export async function exchangeQuota(executor: Executor, asks: readonly Ask[]): P
                     ${column(asks, 'limit')}::bigint[], ${column(asks, 'uses')}::bigint[],
                     ${column(asks, 'cost')}::bigint[], ${column(asks, 'stock')}::bigint[],
                     ${column(asks, 'windowStart')}::bigint[], ${column(asks, 'handedIn')}::bigint[],
-                    ${column(asks, 'unstocked')}::bigint[], ${column(asks, 'callAgain')}::boolean[])
-             AS ask (subject, window_seconds, quota, uses, cost, stock, of_window, handed_in, unstocked, call_again)
+                    ${column(asks, 'unstocked')}::bigint[], ${column(asks, 'holds')}::boolean[],
+                    ${column(asks, 'callAgain')}::boolean[])
+             AS ask (subject, window_seconds, quota, uses, cost, stock, of_window, handed_in, unstocked, holds,
+                     call_again)
     ), locked AS MATERIALIZED (
       SELECT ordered.*, held.window_start, held.leased, held.stocked, held.wanted
         FROM (SELECT * FROM asked ORDER BY subject, window_seconds) AS ordered
@@ -122,26 +126,26 @@ export async function exchangeQuota(executor: Executor, asks: readonly Ask[]): P
       SELECT served.*, was_wanted OR (served < uses AND cost <= quota) AS is_wanted,
              served < uses AND cost <= quota AND in_stock > 0 AND (call_again OR NOT was_wanted) AS calls
         FROM served
-    ), granted AS MATERIALIZED (
+    ), topped AS (
       SELECT filled.*,
              CASE WHEN is_wanted THEN 0 ELSE least(stock, greatest(0, quota - before - served * cost) / 4) END AS taken
         FROM filled
+    ), granted AS MATERIALIZED (
+      SELECT topped.*, before + served * cost + taken AS now_leased,
+             in_stock + taken + CASE WHEN holds THEN served * cost ELSE 0 END AS now_stocked
+        FROM topped
     ), written AS (
       UPDATE rate_windows AS counter
-         SET window_start = granted.start,
-             leased = granted.before + granted.served * granted.cost + granted.taken,
-             stocked = granted.in_stock + granted.taken,
+         SET window_start = granted.start, leased = granted.now_leased, stocked = granted.now_stocked,
              wanted = granted.is_wanted
         FROM granted
        WHERE counter.subject = granted.subject AND counter.window_seconds = granted.window_seconds
          AND (counter.window_start, counter.leased, counter.stocked, counter.wanted) IS DISTINCT FROM
-             (granted.start, granted.before + granted.served * granted.cost + granted.taken,
-              granted.in_stock + granted.taken, granted.is_wanted)
+             (granted.start, granted.now_leased, granted.now_stocked, granted.is_wanted)
     )
     SELECT subject, window_seconds AS "windowSeconds", start::float8 AS "windowStart",
            ((start + window_seconds - now) * 1000)::float8 AS "msLeft", served::float8 AS uses, taken::float8 AS stock,
-           greatest(0, quota - before - served * cost - taken)::float8 AS left,
-           (in_stock + taken)::float8 AS stocked, is_wanted AS wanted,
+           greatest(0, quota - now_leased)::float8 AS left, now_stocked::float8 AS stocked, is_wanted AS wanted,
            CASE WHEN calls THEN pg_notify(${QUOTA_CHANNEL}, concat_ws(' ', 'call', window_seconds, subject)) END,
            CASE WHEN was_wanted AND has_returned
                 THEN pg_notify(${QUOTA_CHANNEL}, concat_ws(' ', 'returned', window_seconds, subject)) END

@@ -149,7 +149,9 @@ interface Account extends Counter {
   diesAt: number;
   /** What may be spent at once. */
   stock: number;
-  /** What of it the database knows of. */
+  /** What was given to uses that wait for another account, which may refuse them. */
+  held: number;
+  /** What of both the database believes to be here. */
   told: number;
   /** What nobody has leased, when last heard of. */
   left: number;
@@ -307,6 +309,7 @@ export function createQuota(options: QuotaOptions): Quota {
     for (;;) {
       const account = accounts[waiter.held];
       if (account === undefined) {
+        if (waiter.held > 1) letGo(waiter);
         observer.charged('fetched');
         waiter.settle({ admitted: true, rateLimit: stateOf(accounts[0], accounts[1]) });
         return;
@@ -326,22 +329,36 @@ export function createQuota(options: QuotaOptions): Quota {
 
   function take(waiter: Waiter, account: Account, now: number): void {
     spend(account, waiter.use.cost, now);
-    if (waiter.held === 0) waiter.heldOf = account.windowStart;
+    if (waiter.held === 0 && waiter.accounts.length > 1) {
+      waiter.heldOf = account.windowStart;
+      account.held += waiter.use.cost;
+    }
     waiter.held++;
+  }
+
+  /** What a use was given of its first account is spent now, or given back; answers the account if it is of its window. */
+  function letGo({ accounts, use, heldOf }: Waiter): Account | undefined {
+    const [first] = accounts;
+    if (first === undefined || first.windowStart !== heldOf || clock.now() >= first.diesAt) return undefined;
+    first.held -= use.cost;
+    // Somebody waits to hear of it.
+    if (first.wanted) handInSoon(first);
+    if (first.held === 0) resume(first);
+    return first;
   }
 
   /** A refusal spends nothing: what the use was given already goes back. */
   function refuse(waiter: Waiter, account: Account): void {
-    const [first] = waiter.accounts;
-    if (waiter.held > 0 && first !== undefined) putBack(first, waiter);
+    if (waiter.held > 0) putBack(waiter);
     observer.charged('refused');
     waiter.settle(refusal(account, waiter.use));
   }
 
-  function putBack(account: Account, { use, heldOf }: Waiter): void {
-    if (use.cost === 0 || account.windowStart !== heldOf || clock.now() >= account.diesAt) return;
-    account.stock += use.cost;
-    account.used -= use.cost;
+  function putBack(waiter: Waiter): void {
+    const account = letGo(waiter);
+    if (account === undefined || waiter.use.cost === 0) return;
+    account.stock += waiter.use.cost;
+    account.used -= waiter.use.cost;
     stocked.add(account);
     if (!mayStock(account)) handInSoon(account);
   }
@@ -436,7 +453,8 @@ export function createQuota(options: QuotaOptions): Quota {
     if (account.waiting.length > 0) return true;
     if (clock.now() >= account.diesAt) return false;
     return (
-      (account.handsIn && (account.stock > 0 || account.told > 0)) || account.stock < account.refillBelow
+      (account.handsIn && (account.stock > 0 || account.told > account.held)) ||
+      account.stock < account.refillBelow
     );
   }
 
@@ -490,22 +508,24 @@ export function createQuota(options: QuotaOptions): Quota {
       limit: account.limit,
       uses,
       cost: Math.max(1, cost),
+      holds: served.some(({ accounts }) => accounts.length > 1 && accounts[0] === account),
       stock: stockFor(account, uses * cost, handsIn ? 0 : account.stock, now),
       windowStart: account.windowStart,
       handedIn: handsIn ? account.stock : 0,
-      unstocked: handsIn ? account.told : account.told - account.stock,
+      unstocked: account.told - account.held - (handsIn ? 0 : account.stock),
       callAgain: account.shortSince !== undefined && now - account.lastCallAt >= CALL_AGAIN_MS,
     };
     if (ask.callAgain) account.lastCallAt = now;
-    if (handsIn) voidStock(account);
-    else account.told = account.stock;
+    if (handsIn) account.stock = 0;
+    account.told = account.stock + account.held;
     account.handsIn = false;
     account.asking = true;
-    return { account, ask, served, kept: account.stock, at: now };
+    return { account, ask, served, kept: account.told, at: now };
   }
 
   function voidStock(account: Account): void {
     account.stock = 0;
+    account.held = 0;
     account.told = 0;
     stocked.delete(account);
   }
@@ -551,16 +571,18 @@ export function createQuota(options: QuotaOptions): Quota {
     const isKept = grant.windowStart === account.windowStart;
     if (!isKept) {
       account.stock = 0;
+      account.held = 0;
       account.shortSince = undefined;
       account.refuseAbove = Number.POSITIVE_INFINITY;
     }
     account.windowStart = grant.windowStart;
     account.diesAt = at + grant.msLeft;
     account.stock += grant.uses * ask.cost + grant.stock;
-    account.told = (isKept ? kept : 0) + grant.stock;
+    account.told = (isKept ? kept : 0) + grant.stock + (ask.holds ? grant.uses * ask.cost : 0);
     account.left = grant.left;
     account.wanted = grant.wanted;
-    account.refillBelow = ask.stock > 0 && grant.stock > 0 ? REFILL_SHARE * (kept + grant.stock) : 0;
+    account.refillBelow =
+      ask.stock > 0 && grant.stock > 0 ? REFILL_SHARE * (account.stock - grant.uses * ask.cost) : 0;
     const refused = serve(account, served, ask.cost, grant.uses);
     if (refused.length > 0) fallShort(account, refused, grant.stocked - account.told);
     else if (ask.uses > 0) account.shortSince = undefined;
@@ -580,26 +602,37 @@ export function createQuota(options: QuotaOptions): Quota {
       take(waiter, account, now);
       advance(waiter);
     }
+    // What was put back meanwhile may do for some of the rest.
+    const empty = served.slice(granted).filter((waiter) => {
+      if (account.stock < cost) return true;
+      take(waiter, account, now);
+      advance(waiter);
+      return false;
+    });
     // Stock came as well: there may be enough for others.
     if (account.stock >= cost && account.waiting.length > 0) {
       const others = account.waiting;
       account.waiting = [];
       for (const waiter of others) advance(waiter);
     }
-    return served.slice(granted);
+    return empty;
   }
 
   /** @param elsewhere what other instances hold in stock. */
   function fallShort(account: Account, short: readonly Waiter[], elsewhere: number): void {
     const now = clock.now();
     const cost = short[0]?.use.cost ?? 0;
-    const mayCome = cost <= account.limit && elsewhere > 0 && account.left + elsewhere >= cost;
+    const mayCome =
+      cost <= account.limit &&
+      elsewhere + account.held + account.stock > 0 &&
+      account.left + elsewhere + account.held + account.stock >= cost;
     if (mayCome) {
       if (account.shortSince === undefined) {
         account.shortSince = now;
         account.lastCallAt = now;
       }
-      if (now - account.shortSince < PATIENCE_MS) {
+      // Its own uses that wait for another account are waited for as long as they wait.
+      if (now - account.shortSince < PATIENCE_MS || account.held > 0) {
         account.stalled.push(...short);
         account.cancelPoll ??= clock.after(POLL_MS, () => resume(account));
         return;
@@ -646,8 +679,10 @@ export function createQuota(options: QuotaOptions): Quota {
 
   function decideByOutage(waiter: Waiter): void {
     const charge = outageCharge(waiter.accounts, waiter.use);
-    const [first] = waiter.accounts;
-    if (!charge.admitted && waiter.held > 0 && first !== undefined) putBack(first, waiter);
+    if (waiter.held > 0) {
+      if (charge.admitted) letGo(waiter);
+      else putBack(waiter);
+    }
     waiter.settle(charge);
   }
 
@@ -719,7 +754,7 @@ export function createQuota(options: QuotaOptions): Quota {
       if (account === undefined) return;
       if (kind === 'call') {
         account.calledAt = clock.now();
-        if (account.stock > 0 || account.told > 0) handInSoon(account);
+        if (account.stock > 0 || account.told > account.held) handInSoon(account);
         return;
       }
       account.refuseAbove = Number.POSITIVE_INFINITY;
@@ -797,6 +832,7 @@ function newAccount(subject: string, limit: RateLimit, epoch: number): Account {
     windowStart: 0,
     diesAt: 0,
     stock: 0,
+    held: 0,
     told: 0,
     left: 0,
     wanted: false,

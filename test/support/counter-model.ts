@@ -30,6 +30,7 @@ export function exchangeOf(
   const isShort = uses < ask.uses && ask.cost <= ask.limit;
   const isWanted = wanted || isShort;
   const stock = isWanted ? 0 : Math.min(ask.stock, Math.floor((room - uses * ask.cost) / 4));
+  const nowStocked = inStock + stock + (ask.holds ? uses * ask.cost : 0);
 
   const counter: Counter = { subject: ask.subject, windowSeconds: ask.windowSeconds };
   const notices: QuotaNotice[] = [];
@@ -40,7 +41,7 @@ export function exchangeOf(
     row: {
       windowStart,
       leased: before + uses * ask.cost + stock,
-      stocked: inStock + stock,
+      stocked: nowStocked,
       wanted: isWanted,
     },
     grant: {
@@ -50,7 +51,7 @@ export function exchangeOf(
       uses,
       stock,
       left: room - uses * ask.cost - stock,
-      stocked: inStock + stock,
+      stocked: nowStocked,
       wanted: isWanted,
     },
     notices,
