@@ -4,7 +4,7 @@ import type { Answer } from '../support/client.ts';
 import { listen } from './listen.ts';
 import { expectProblem } from './problem.ts';
 import { request } from './raw.ts';
-import { ROUTES } from './routes.ts';
+import { pathTo, ROUTES } from './routes.ts';
 
 const NOW = Date.UTC(2026, 5, 1, 12, 0, 0);
 const NOW_SECONDS = NOW / 1000;
@@ -128,6 +128,7 @@ describe('FAILED_AUTH_RATE_LIMIT', () => {
   test('never refuses a valid service key for what others at its address did, on any route', async () => {
     const app = await appOfTest({ FAILED_AUTH_RATE_LIMIT: '1', CALLER_RATE_LIMIT: '1000' });
     const { id } = await app.createKey();
+    await app.send('PUT', '/v1/scopes/list', { body: {} });
     const { token: as } = await app.createServiceKey([]);
     await countAdmitted(() => app.get('/v1/me', { as: 'x' }));
     for (const [method, path] of [
@@ -144,7 +145,7 @@ describe('FAILED_AUTH_RATE_LIMIT', () => {
       }
     }
     for (const route of ROUTES) {
-      const path = route.path.replace('{id}', route.path.startsWith('/v1/workspaces') ? 'ws_none' : id);
+      const path = pathTo(route, { keyId: id });
       const answer = await app.send(route.method, path, { body: route.body });
       expect(answer.status, `${route.method} ${path}`).toBeLessThan(300);
       expectProblem(await app.send(route.method, path, { as: 'x' }), 'rate_limited');
