@@ -21,6 +21,7 @@ import { registerRateLimitRoutes } from './http/rate-limits.ts';
 import { requestIdOf } from './http/request-id.ts';
 import { registerRequestLogRoutes } from './http/request-logs.ts';
 import { registerScopeRoutes } from './http/scopes.ts';
+import { registerUsageRoutes } from './http/usage.ts';
 import { validatorCompiler } from './http/validation.ts';
 import { registerWorkspaceRoutes } from './http/workspaces.ts';
 import type { Idempotency } from './lifecycle/idempotency.ts';
@@ -135,6 +136,7 @@ export async function buildApp(dependencies: AppDependencies): Promise<FastifyIn
   registerIntrospectRoute({ callers, verifier, recorder });
   registerAuditRoutes({ callers, database, cursors });
   registerRequestLogRoutes({ callers, database, cursors });
+  registerUsageRoutes({ callers, database, recorder });
   registerMeRoute({ callers });
   registerHealthRoutes(app, dependencies);
   if (dependencies.metrics !== undefined) registerMetricsRoute(app, dependencies.metrics);

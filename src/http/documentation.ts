@@ -11,7 +11,7 @@ const DESCRIPTION = [
   'Claviger issues, verifies, limits and revokes API keys for other services.',
   '**Callers** show a service key, in `Authorization: Bearer` or in `X-Api-Key`. Each operation names the permission ' +
     'that it asks for; `admin` is all of them. What a service key may not see does not exist for it: 404.',
-  '**Requests** are JSON of at most 64 KiB. A member that is not listed here is an error.',
+  '**Requests** are JSON of at most 64 KiB, reports of usage of 1 MiB. A member that is not listed here is an error.',
   '**Responses** carry `X-Request-Id` and, under `/v1`, `Cache-Control: no-store`. Times are RFC 3339, UTC, with ' +
     'milliseconds; what is absent is `null`. Later releases may add members: ignore those you do not know.',
   '**Errors** are `application/problem+json` (RFC 9457). Branch on `code`. No error repeats a key, a header or a body.',

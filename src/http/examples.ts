@@ -68,6 +68,13 @@ const workspace = {
 };
 const { name: workspaceName, limits, rate_limit: workspaceLimit } = workspace;
 
+const figures = {
+  totals: { active: 12, insufficient_scope: 3 },
+  success_rate: 0.8,
+  response_times: { count: 12, mean_ms: 20.4, p50_ms: 18.109, p95_ms: 40.31, p99_ms: 41.125 },
+};
+const usage = { ...figures, buckets: [{ start: '2026-02-03T04:00:00.000Z', ...figures }] };
+
 const revocation = {
   request: { [JSON_TYPE]: one('A reason', { reason: 'leaked' }) },
   responses: {
@@ -266,6 +273,35 @@ export const EXAMPLES: Readonly<Record<string, OperationExamples>> = {
   deleteScope: {
     request: { [JSON_TYPE]: one('Nothing', {}) },
     responses: { 200: one('The entry as it was', { success: true, data: scope, propagation }) },
+  },
+  getKeyUsage: {
+    responses: { 200: one('The last 24 hours, of which one is shown', { success: true, data: usage }) },
+  },
+  getWorkspaceUsage: {
+    responses: { 200: one('The last 24 hours, of which one is shown', { success: true, data: usage }) },
+  },
+  reportUsage: {
+    request: {
+      [JSON_TYPE]: {
+        nothing: { summary: 'Nothing', value: { reports: [] } },
+        one: {
+          summary: 'A request and its response',
+          value: {
+            reports: [
+              {
+                key_id: KEY_ID,
+                at: '2026-02-03T04:05:06.789Z',
+                status: 200,
+                duration_ms: 12.5,
+                method: 'GET',
+                path: '/contacts/17',
+              },
+            ],
+          },
+        },
+      },
+    },
+    responses: { 200: one('Written', { success: true, data: { accepted: 1 } }) },
   },
   introspect: {
     request: {

@@ -2,14 +2,15 @@ import type { z } from 'zod';
 import { type Key, statusOf } from '../domain/key.ts';
 import { hintOf } from '../domain/token.ts';
 import { SYSTEM_WORKSPACE } from '../domain/workspace.ts';
+import type { KeyUse } from '../storage/usage.ts';
 import { endpointsView, fromTime, type keyOutput, type restrictionsOutput } from './schemas.ts';
 
 const DAY_MS = 86_400_000;
 
-/** A key as the API shows it. */
+/** A key as the API shows it; without a `use` it was never used. */
 export function viewOf(
   key: Key,
-  { nowMs, rotationDueDays }: { nowMs: number; rotationDueDays: number },
+  { nowMs, rotationDueDays, use }: { nowMs: number; rotationDueDays: number; use?: KeyUse | undefined },
 ): z.input<typeof keyOutput> {
   return {
     id: key.id,
@@ -31,8 +32,8 @@ export function viewOf(
     rotated_from: null,
     rotated_to: null,
     rotation_due_at: fromTime(key.createdAt + rotationDueDays * DAY_MS),
-    last_used: null,
-    last_used_ip: null,
+    last_used: fromTime(use?.at ?? null),
+    last_used_ip: use?.ip ?? null,
   };
 }
 

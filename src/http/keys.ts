@@ -10,6 +10,7 @@ import type { Idempotency } from '../lifecycle/idempotency.ts';
 import { foreignWorkspace, type KeyLifecycle, type NewKey, noSuchKey } from '../lifecycle/keys.ts';
 import type { Database } from '../storage/database.ts';
 import { findKey, listKeys } from '../storage/keys.ts';
+import { findUses, type KeyUse } from '../storage/usage.ts';
 import { addressOf } from './address.ts';
 import { type Callers, callerOf } from './callers.ts';
 import type { CursorCodec } from './cursor.ts';
@@ -115,6 +116,12 @@ export function registerKeyRoutes({
   cursors,
   rotationDueDays,
 }: KeyRoutes): void {
+  /** The last use of a key. Read before a change, so that no fault of it follows a commit. */
+  async function useOf(id: string): Promise<KeyUse | undefined> {
+    const uses = await database.read((executor) => findUses(executor, [keyIdOf(id)]));
+    return uses.get(id);
+  }
+
   callers.scope('keys:read', 'management', (plain) => {
     const app = plain.withTypeProvider<ZodTypeProvider>();
 
@@ -171,9 +178,11 @@ export function registerKeyRoutes({
           }),
         );
         const { shown, pagination } = page.answer(found, ({ id }) => keyIdToUuid(id));
+        const ids = shown.map((key) => key.id);
+        const uses = await database.read((executor) => findUses(executor, ids));
         return {
           success: true as const,
-          data: shown.map((key) => viewOf(key, { nowMs, rotationDueDays })),
+          data: shown.map((key) => viewOf(key, { nowMs, rotationDueDays, use: uses.get(key.id) })),
           pagination,
         };
       },
@@ -196,7 +205,8 @@ export function registerKeyRoutes({
         const id = keyIdOf(request.params.id);
         const key = await database.read((executor) => findKey(executor, id));
         if (key === undefined || !reaches(caller, key.workspaceId)) throw noSuchKey();
-        return { success: true as const, data: viewOf(key, { nowMs: caller.now, rotationDueDays }) };
+        const use = await useOf(id);
+        return { success: true as const, data: viewOf(key, { nowMs: caller.now, rotationDueDays, use }) };
       },
     );
   });
@@ -289,6 +299,7 @@ export function registerKeyRoutes({
       async (request) => {
         const caller = callerOf(request);
         const { name, scopes, expires_at, restrictions, rate_limit, metadata } = request.body;
+        const use = await useOf(request.params.id);
         const { key, propagation } = await lifecycle.update(
           caller,
           originOf(request),
@@ -304,7 +315,7 @@ export function registerKeyRoutes({
         );
         return {
           success: true as const,
-          data: viewOf(key, { nowMs: caller.now, rotationDueDays }),
+          data: viewOf(key, { nowMs: caller.now, rotationDueDays, use }),
           propagation: schemas.propagationView(propagation),
         };
       },
@@ -331,6 +342,7 @@ export function registerKeyRoutes({
       request: FastifyRequest<{ Params: z.output<typeof idParams>; Body: z.output<typeof revokeBody> }>,
     ) => {
       const caller = callerOf(request);
+      const use = await useOf(request.params.id);
       const { key, propagation } = await lifecycle.revoke(
         caller,
         originOf(request),
@@ -340,7 +352,7 @@ export function registerKeyRoutes({
       return {
         success: true as const,
         message: 'API key revoked successfully',
-        data: viewOf(key, { nowMs: caller.now, rotationDueDays }),
+        data: viewOf(key, { nowMs: caller.now, rotationDueDays, use }),
         propagation: schemas.propagationView(propagation),
       };
     };
@@ -378,7 +390,7 @@ export function originOf(request: FastifyRequest): Origin {
 }
 
 /** A string that is no key id names no key. */
-function keyIdOf(text: string): KeyId {
+export function keyIdOf(text: string): KeyId {
   if (!KEY_ID_PATTERN.test(text)) throw noSuchKey();
   return text;
 }

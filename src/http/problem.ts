@@ -66,7 +66,7 @@ type ErrorHandler = (error: FastifyError, request: FastifyRequest, reply: Fastif
 /** Fastify's error handler: whatever was thrown becomes a problem of the closed list. */
 export function createErrorHandler(logger: Logger): ErrorHandler {
   return (error, request, reply) => {
-    const failure = failureOf(error);
+    const failure = failureOf(error, request);
     // A cause means that something of ours or below us failed; a caller's mistakes are no news to the log.
     const fault = failure.options.cause;
     if (fault !== undefined)
@@ -78,11 +78,14 @@ export function createErrorHandler(logger: Logger): ErrorHandler {
   };
 }
 
-function failureOf(error: FastifyError | Failure): Failure {
+function failureOf(error: FastifyError | Failure, request: FastifyRequest): Failure {
   if (error instanceof Failure) return error;
   switch (error.code) {
     case 'FST_ERR_CTP_BODY_TOO_LARGE':
-      return new Failure('payload_too_large', 'The body is larger than 64 KiB.');
+      return new Failure(
+        'payload_too_large',
+        `The body is larger than ${request.routeOptions.bodyLimit / 1024} KiB.`,
+      );
     case 'FST_ERR_CTP_INVALID_MEDIA_TYPE':
       return new Failure(
         'unsupported_media_type',

@@ -32,7 +32,7 @@ const LAST_TIME_MS = Date.UTC(9999, 11, 31, 23, 59, 59, 999);
 /** A token is shown once and never written anywhere, also not where somebody put it by mistake. */
 const HOLDS_TOKEN = 'must not hold a token';
 
-const text = (most: number) =>
+export const text = (most: number) =>
   z
     .string()
     .min(1, `must have 1 to ${most} characters`)
@@ -237,7 +237,11 @@ export const keyOutput = z
     rotation_due_at: timeOutput.describe(
       'When the key is old enough to be rotated. Nothing happens by itself.',
     ),
-    last_used: timeOutput.nullable().describe('When the key was last found valid.'),
+    last_used: timeOutput
+      .nullable()
+      .describe(
+        'When an introspection last found the key active; for a service key, when it last called. Up to two seconds late.',
+      ),
     last_used_ip: z.string().nullable().describe("The client's address then, where it was told."),
   })
   .meta({ id: 'Key', description: 'A key, without its token.' });

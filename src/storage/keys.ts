@@ -1,10 +1,12 @@
 import {
+  type AnyColumn,
   and,
   count,
   desc,
   eq,
   getTableColumns,
   gt,
+  inArray,
   isNotNull,
   isNull,
   like,
@@ -16,11 +18,18 @@ import {
   sql,
 } from 'drizzle-orm';
 import type { Key, KeyStatus } from '../domain/key.ts';
-import { type KeyId, keyIdFromUuid, keyIdToUuid, uuidFloor, uuidTime } from '../domain/key-id.ts';
+import {
+  KEY_ID_PATTERN,
+  type KeyId,
+  keyIdFromUuid,
+  keyIdToUuid,
+  uuidFloor,
+  uuidTime,
+} from '../domain/key-id.ts';
 import { SYSTEM_WORKSPACE, type WorkspaceState } from '../domain/workspace.ts';
 import { type Executor, once, UNNAMED } from './database.ts';
 import { rateLimitColumnsOf, rateLimitOf } from './rate-limit.ts';
-import { apiKeys, verifiedSecrets, workspaces } from './schema.ts';
+import { apiKeys, keyUses, verifiedSecrets, workspaces } from './schema.ts';
 import { workspaceStateColumns, workspaceStateOf } from './workspaces.ts';
 
 /** All of a key but its hash, which goes to verification/ and to nobody else. */
@@ -92,6 +101,20 @@ export async function findKey(executor: Executor, id: KeyId): Promise<Key | unde
     .from(apiKeys)
     .where(eq(apiKeys.id, keyIdToUuid(id)));
   return row && keyOf(row);
+}
+
+/** The workspaces of these keys; what is no id of a key has none. */
+export async function findWorkspacesOf(
+  executor: Executor,
+  ids: readonly KeyId[],
+): Promise<Map<KeyId, string>> {
+  const uuids = ids.filter((id) => KEY_ID_PATTERN.test(id)).map(keyIdToUuid);
+  if (uuids.length === 0) return new Map();
+  const rows = await executor
+    .select({ id: apiKeys.id, workspaceId: apiKeys.workspaceId })
+    .from(apiKeys)
+    .where(inArray(apiKeys.id, uuids));
+  return new Map(rows.map((row) => [keyIdFromUuid(row.id), row.workspaceId]));
 }
 
 /** Finds the key and holds its row until the transaction ends. */
@@ -261,27 +284,45 @@ export interface KeyPage {
   readonly nowMs: number;
 }
 
+/** So many keys are looked at in the order of creation for ones that are unused, before those are asked for by their uses. */
+const NEAR_KEYS = 2_000;
+/** So many unused keys can be asked for by name. */
+const MAX_IDLE_KEYS = 10_000;
+
 /**
  * One page of keys, newest first. Lists with a filter of equality are in the order of creation time, which their
  * indexes have and the primary key has not: the planner would else walk that past keys of other workspaces, on the
  * assumption that a workspace's keys are spread evenly over time. The list of all keys is in the order of ids; the
  * two orders are the same (`api_keys_created_at_of_id`).
+ *
+ * Which keys are unused is known to another table. Where many are, a page of them is near; where few are, their own
+ * index names them. The planner could not tell: when a key was made and when it was used have much to do with each
+ * other, and it takes them for unrelated.
  */
 export async function listKeys(executor: Executor, page: KeyPage): Promise<Key[]> {
-  const { workspaceId } = page.filters;
-  if (workspaceId !== undefined || page.visibleWorkspaces === null) {
-    const order = isListedByTime(page.filters) ? BY_TIME : BY_ID;
+  const { unusedSince } = page.filters;
+  if (unusedSince === undefined) return selectKeys(executor, page);
+  if (isOfOneList(page)) {
+    const near = await selectNearUnused(executor, page, unusedSince);
+    if (near.length === page.limit) return near;
+  }
+  const idle = await listIdle(executor, unusedSince);
+  const isUnused = idle === undefined ? idleBefore(apiKeys.id, unusedSince) : inArray(apiKeys.id, idle);
+  return selectKeys(executor, page, isUnused);
+}
+
+/** Whether the page is of one workspace or of all, rather than put together from those of several. */
+function isOfOneList({ filters, visibleWorkspaces }: KeyPage): boolean {
+  return filters.workspaceId !== undefined || visibleWorkspaces === null;
+}
+
+async function selectKeys(executor: Executor, page: KeyPage, isUnused?: SQL): Promise<Key[]> {
+  if (isOfOneList(page)) {
+    const order = orderOf(page.filters);
     const rows = await executor
       .select(keyColumns)
       .from(apiKeys)
-      .where(
-        and(
-          // What always holds opens the indexes that are for lists over all workspaces alone (schema.ts).
-          workspaceId === undefined ? ne(apiKeys.prefix, sql`''`) : eq(apiKeys.workspaceId, workspaceId),
-          page.includeSystem ? undefined : ne(apiKeys.workspaceId, SYSTEM_WORKSPACE),
-          matches(page, order),
-        ),
-      )
+      .where(and(isListed(page, order), isUnused))
       .orderBy(...order.newestFirst)
       .limit(page.limit);
     return rows.map(keyOf);
@@ -290,7 +331,7 @@ export async function listKeys(executor: Executor, page: KeyPage): Promise<Key[]
   const newest = executor
     .select(keyColumns)
     .from(apiKeys)
-    .where(and(eq(apiKeys.workspaceId, sql`visible.id`), matches(page, BY_TIME)))
+    .where(and(eq(apiKeys.workspaceId, sql`visible.id`), matches(page, BY_TIME), isUnused))
     .orderBy(...BY_TIME.newestFirst)
     // In a subquery the planner cannot see the number, and takes the ordered index for a workspace of any size.
     // A plain number as large as an average workspace makes it read all of one, then sort.
@@ -298,11 +339,56 @@ export async function listKeys(executor: Executor, page: KeyPage): Promise<Key[]
     .as('newest');
   const rows = await executor
     .select(newest._.selectedFields)
-    .from(sql`unnest(${sql.param([...new Set(page.visibleWorkspaces)])}::text[]) AS visible(id)`)
+    .from(sql`unnest(${sql.param([...new Set(page.visibleWorkspaces ?? [])])}::text[]) AS visible(id)`)
     .crossJoinLateral(newest)
     .orderBy(desc(newest.createdAt), desc(newest.id))
     .limit(page.limit);
   return rows.map(keyOf);
+}
+
+/** The unused ones among the next `NEAR_KEYS` keys of the list. */
+async function selectNearUnused(executor: Executor, page: KeyPage, unusedSince: number): Promise<Key[]> {
+  const order = orderOf(page.filters);
+  const near = executor
+    .select(keyColumns)
+    .from(apiKeys)
+    .where(isListed(page, order))
+    .orderBy(...order.newestFirst)
+    .limit(NEAR_KEYS)
+    .as('near');
+  const rows = await executor
+    .select(near._.selectedFields)
+    .from(near)
+    .where(idleBefore(near.id, unusedSince))
+    .orderBy(...(order === BY_ID ? [desc(near.id)] : [desc(near.createdAt), desc(near.id)]))
+    .limit(page.limit);
+  return rows.map(keyOf);
+}
+
+/** All keys that were neither made nor used since, unless they are too many to name. */
+async function listIdle(executor: Executor, timeMs: number): Promise<string[] | undefined> {
+  const rows = await executor
+    .select({ id: keyUses.keyId })
+    .from(keyUses)
+    .where(lt(keyUses.idleSince, new Date(timeMs)))
+    .limit(MAX_IDLE_KEYS + 1);
+  return rows.length > MAX_IDLE_KEYS ? undefined : rows.map((row) => row.id);
+}
+
+/** As a scalar, which the planner looks up key by key: made a join, it may begin with all uses there are. */
+function idleBefore(id: AnyColumn, timeMs: number): SQL {
+  return sql`(SELECT ${keyUses.idleSince} FROM ${keyUses} WHERE ${keyUses.keyId} = ${id}) < ${new Date(timeMs).toISOString()}::timestamptz`;
+}
+
+/** What a page of one workspace, or of all, is of. */
+function isListed(page: KeyPage, order: ListOrder): SQL | undefined {
+  const { workspaceId } = page.filters;
+  return and(
+    // What always holds opens the indexes that are for lists over all workspaces alone (schema.ts).
+    workspaceId === undefined ? ne(apiKeys.prefix, sql`''`) : eq(apiKeys.workspaceId, workspaceId),
+    page.includeSystem ? undefined : ne(apiKeys.workspaceId, SYSTEM_WORKSPACE),
+    matches(page, order),
+  );
 }
 
 interface ListOrder {
@@ -327,9 +413,10 @@ const BY_TIME: ListOrder = {
   },
 };
 
-/** Whether one of the filters has an index in the order of creation. */
-function isListedByTime({ workspaceId, environment, status, createdBy, createdBefore }: KeyFilters): boolean {
-  return [workspaceId, environment, status, createdBy, createdBefore].some((filter) => filter !== undefined);
+/** By time where one of the filters has an index in the order of creation. */
+function orderOf({ workspaceId, environment, status, createdBy, createdBefore }: KeyFilters): ListOrder {
+  const filters = [workspaceId, environment, status, createdBy, createdBefore];
+  return filters.some((filter) => filter !== undefined) ? BY_TIME : BY_ID;
 }
 
 function matches({ filters, after, nowMs }: KeyPage, order: ListOrder): SQL | undefined {
@@ -343,6 +430,7 @@ function matches({ filters, after, nowMs }: KeyPage, order: ListOrder): SQL | un
     namePrefix === undefined ? undefined : like(apiKeys.name, `${namePrefix.replace(/[\\%_]/g, '\\$&')}%`),
     createdBy === undefined ? undefined : eq(apiKeys.createdBy, createdBy),
     expiresBefore === undefined ? undefined : lt(apiKeys.expiresAt, new Date(expiresBefore)),
+    // What was made since is not unused: a walk in the order of creation begins behind it.
     unusedSince === undefined ? undefined : order.madeBefore(unusedSince),
     createdBefore === undefined
       ? undefined

@@ -1,6 +1,7 @@
 import { and, asc, eq, gte, inArray, lt, sql } from 'drizzle-orm';
 import type { DurationBucket } from '../domain/duration-histogram.ts';
 import { type KeyId, keyIdFromUuid, keyIdToUuid } from '../domain/key-id.ts';
+import type { DurationEntry, Granularity, Span, UsageEntry } from '../domain/usage.ts';
 import type { Executor } from './database.ts';
 import { keyUses, usage, usageDurations, usageFlushes } from './schema.ts';
 
@@ -144,25 +145,15 @@ export async function findUses(executor: Executor, ids: readonly KeyId[]): Promi
   return uses;
 }
 
-export const GRANULARITIES = ['hour', 'day'] as const;
-export type Granularity = (typeof GRANULARITIES)[number];
-
-export interface UsageSpan {
+export interface UsageSpan extends Span {
   readonly workspaceId: string;
   /** `undefined`: all keys of the workspace. */
   readonly keyId: KeyId | undefined;
-  /** From the beginning of this hour, milliseconds since the epoch; */
-  readonly fromMs: number;
-  /** ... to that of this one, which is not counted any more. */
-  readonly toMs: number;
   readonly granularity: Granularity;
 }
 
 /** The counts of a span, by outcome and by the beginning of the hour or UTC day that they are of. */
-export async function readUsage(
-  executor: Executor,
-  span: UsageSpan,
-): Promise<{ startMs: number; code: string; count: number }[]> {
+export async function readUsage(executor: Executor, span: UsageSpan): Promise<UsageEntry[]> {
   const start = startOf(usage.hour, span.granularity);
   return executor
     .select({ startMs: start, code: usage.code, count: sql<number>`sum(${usage.count})::float8` })
@@ -180,10 +171,7 @@ export async function readUsage(
 }
 
 /** The durations of a span, by bucket of the histogram and by the beginning of the hour or UTC day. */
-export async function readDurations(
-  executor: Executor,
-  span: UsageSpan,
-): Promise<({ startMs: number } & DurationBucket)[]> {
+export async function readDurations(executor: Executor, span: UsageSpan): Promise<DurationEntry[]> {
   const start = startOf(usageDurations.hour, span.granularity);
   return executor
     .select({

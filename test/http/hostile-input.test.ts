@@ -303,8 +303,9 @@ describe('a body of 64 KiB', () => {
 
   test('is the most on every route', async () => {
     for (const route of BODY_ROUTES) {
-      expectRefusal(await sendBytes(route, ' '.repeat(65_537)), 'payload_too_large');
-      expectRefusal(await sendChunked(route, ' '.repeat(65_537)), 'payload_too_large');
+      const tooMuch = ' '.repeat((route.maxBodyBytes ?? 65_536) + 1);
+      expectRefusal(await sendBytes(route, tooMuch), 'payload_too_large');
+      expectRefusal(await sendChunked(route, tooMuch), 'payload_too_large');
     }
     const form = 'application/x-www-form-urlencoded';
     expectRefusal(await sendBytes(INTROSPECT, `token=${'x'.repeat(65_531)}`, form), 'payload_too_large');

@@ -8,6 +8,8 @@ export interface Route {
   /** `null`: any service key. */
   readonly permission: Permission | null;
   readonly body?: unknown;
+  /** The largest body, where it is not 64 KiB. */
+  readonly maxBodyBytes?: number;
 }
 
 /** Every route that asks for a service key; conventions.test.ts holds it against the document. */
@@ -25,6 +27,8 @@ export const ROUTES: readonly Route[] = [
   { method: 'PATCH', path: '/v1/api-keys/{id}', permission: 'keys:write', body: { name: 'Renamed' } },
   { method: 'POST', path: '/v1/api-keys/{id}/revoke', permission: 'keys:write', body: { reason: 'leaked' } },
   { method: 'DELETE', path: '/v1/api-keys/{id}', permission: 'keys:write' },
+  { method: 'GET', path: '/v1/api-keys/{id}/usage', permission: 'keys:read' },
+  { method: 'GET', path: '/v1/workspaces/{id}/usage', permission: 'keys:read' },
   { method: 'GET', path: '/v1/workspaces/{id}', permission: 'keys:read' },
   { method: 'PUT', path: '/v1/workspaces/{id}', permission: 'workspaces:write', body: { name: 'Acme' } },
   { method: 'POST', path: '/v1/workspaces/{id}/revoke-keys', permission: 'keys:write', body: {} },
@@ -35,6 +39,13 @@ export const ROUTES: readonly Route[] = [
   { method: 'GET', path: '/v1/scopes/{name}', permission: 'keys:read' },
   { method: 'DELETE', path: '/v1/scopes/{name}', permission: 'scopes:write' },
   { method: 'POST', path: '/v1/introspect', permission: 'introspect', body: { key: 'no key at all' } },
+  {
+    method: 'POST',
+    path: '/v1/usage-reports',
+    permission: 'introspect',
+    body: { reports: [] },
+    maxBodyBytes: 1_048_576,
+  },
 ];
 
 /** The routes that read a body. */
