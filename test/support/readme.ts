@@ -64,6 +64,7 @@ export function masked(text: string): string {
     .replaceAll(/\b\d{4}-\d\d-\d\dT[\d:.]+Z/g, '<time>')
     .replaceAll(/\b\d{4}-\d\d-\d\d\b/g, '<date>')
     .replaceAll(/"waited_ms":\s*\d+/g, '"waited_ms": 0')
+    .replaceAll(/"reset":\s*\d+/g, '"reset": 0')
     .replaceAll(/http:\/\/127\.0\.0\.1:\d+/g, '<url>');
 }
 
