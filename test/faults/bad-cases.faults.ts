@@ -311,7 +311,7 @@ describe('the wall clock of an instance', () => {
       [ms / 1000],
     );
     const reply = await fleet.send(a, 'PATCH', `/v1/api-keys/${key.id}`, {
-      expires_at: row?.at.toISOString(),
+      body: { expires_at: row?.at.toISOString() },
     });
     expect(reply).toMatchObject({ kind: 'answer', status: 200 });
   }

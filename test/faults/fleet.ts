@@ -6,7 +6,7 @@ import type { BrokenRule } from '../../src/verification/membership.ts';
 import type { Disturbance, History, Look, Mutation, Verdict } from '../support/history.ts';
 import { type Instance, startInstance } from '../support/instances.ts';
 import type { FaultPostgres } from './postgres.ts';
-import { type Line, openLine, type Reply, requestText } from './requests.ts';
+import { type Line, openLine, type Reply, type RequestContent, requestText } from './requests.ts';
 
 export interface TestKey {
   readonly id: string;
@@ -21,6 +21,8 @@ export interface Fleet {
   readonly adminToken: string;
   /** Creates a key with both scopes, by way of this instance. */
   createKey(instance: Instance, workspace: string): Promise<TestKey>;
+  /** Takes a key with both scopes that was made otherwise for one of the fleet's. */
+  adopt(key: TestKey): TestKey;
   /** Asks on a line of its own whether a key holds a scope, and records what it hears. */
   look(instance: Instance, key: TestKey, scope: Scope): Promise<Look>;
   /** The same of all instances at once, without waiting: whoever is stopped finds it when it wakes. */
@@ -30,7 +32,7 @@ export interface Fleet {
   /** Asks without pause until it is told to end. */
   work(instance: Instance, pick: () => { key: TestKey; scope: Scope }): { end(): Promise<void> };
   /** One attempt at a management request. */
-  send(instance: Instance, method: string, path: string, body?: unknown): Promise<Reply>;
+  send(instance: Instance, method: string, path: string, content?: RequestContent): Promise<Reply>;
   record(mutation: Mutation): Mutation;
   /** Records that an instance is disturbed from now on; `end` when it should be well again. */
   disturb(instance: Instance, what: string): { end(): void };
@@ -149,11 +151,16 @@ export async function startFleet({
   const look = (instance: Instance, key: TestKey, scope: Scope) =>
     track(lookOn(freeLine(instance), instance, key, scope), `look at ${instance.name}`);
 
-  const send: Fleet['send'] = (instance, method, path, body) =>
+  const send: Fleet['send'] = (instance, method, path, { body, idempotencyKey } = {}) =>
     track(
-      freeLine(instance).send(requestText(method, path, { token: adminToken, body })),
+      freeLine(instance).send(requestText(method, path, { token: adminToken, body, idempotencyKey })),
       `${method} ${path} at ${instance.name}`,
     );
+
+  function adopt(key: TestKey): TestKey {
+    keys.set(key.id, ALL_SCOPES);
+    return key;
+  }
 
   return {
     instances,
@@ -161,18 +168,17 @@ export async function startFleet({
     adminToken,
     query: postgres.query,
     look,
+    adopt,
 
     async createKey(instance, workspace) {
       const body = { workspace_id: workspace, name: 'Fault test', scopes: ALL_SCOPES, rate_limit: null };
       for (;;) {
         const reply = await send(instance, 'POST', '/v1/api-keys', {
-          ...body,
-          metadata: { version: 0 },
+          body: { ...body, metadata: { version: 0 } },
         });
         if (reply.kind === 'answer' && reply.status === 201) {
           const { data } = JSON.parse(reply.text);
-          keys.set(data.id, ALL_SCOPES);
-          return { id: data.id, token: data.key, workspace };
+          return adopt({ id: data.id, token: data.key, workspace });
         }
         if (instance.crash !== undefined) throw new Error(instance.crash);
         if (reply.kind === 'answer' && reply.status !== 503)

@@ -18,47 +18,93 @@ export interface Confirmed {
   readonly propagation:
     | { instances: number; confirmed: number; fenced: number; waited_ms: number }
     | undefined;
+  /** The bodies of all 2xx answers; attempts that were given up on may still add to them. */
+  readonly answers: readonly string[];
+}
+
+interface Request {
+  readonly method: string;
+  readonly path: string;
+  readonly body?: unknown;
+  readonly idempotencyKey?: string;
 }
 
 /** No fault of these tests lasts nearly as long. */
 const CONFIRMED_WITHIN_MS = 40_000;
+const SUCCEEDED = [200, 201];
 
 /** What one attempt came to, for people, with its time. */
 function noteOf(instance: Instance, began: number, reply: Reply): string {
   const what =
     reply.kind === 'lost'
       ? `lost: ${reply.why}`
-      : `${reply.status} ${reply.status === 200 ? '' : reply.text}`;
+      : `${reply.status} ${SUCCEEDED.includes(reply.status) ? '' : reply.text}`;
   return `${instance.name} ${what} in ${Math.round(reply.endedAt - began)} ms`;
 }
 
-/** Sends one attempt and writes its success into each mutation. */
+/** What all attempts at one request came to, also those that their client gave up on. */
+interface Attempts {
+  readonly mutations: readonly Mutation[];
+  /** The bodies of all answers that were a success. */
+  readonly answers: string[];
+}
+
+/** Sends one attempt, keeps its answer, and writes its success into each mutation. */
 async function attempt(
   fleet: Fleet,
   instance: Instance,
-  request: { method: string; path: string; body?: unknown },
-  mutations: readonly Mutation[],
+  request: Request,
+  { mutations, answers }: Attempts,
 ): Promise<Reply> {
   const began = performance.now();
-  const reply = await fleet.send(instance, request.method, request.path, request.body);
-  const succeeded = reply.kind === 'answer' && reply.status === 200;
+  const reply = await fleet.send(instance, request.method, request.path, request);
+  const succeeded = reply.kind === 'answer' && SUCCEEDED.includes(reply.status);
   for (const mutation of mutations) {
     mutation.notes.push(noteOf(instance, began, reply));
     if (succeeded) mutation.answered = Math.min(mutation.answered ?? Number.POSITIVE_INFINITY, reply.endedAt);
   }
-  if (reply.kind === 'answer' && reply.status !== 200 && reply.status !== 503)
+  if (succeeded) answers.push(reply.text);
+  else if (reply.kind === 'answer' && !mayBeRepeated(reply))
     throw new Error(`${request.method} ${request.path} at ${instance.name}: ${reply.status} ${reply.text}`);
   return reply;
 }
 
-function isConfirmed(reply: Reply | 'late'): reply is Extract<Reply, { kind: 'answer' }> {
-  return reply !== 'late' && reply.kind === 'answer' && reply.status === 200;
+function isConfirmed(reply: Reply): boolean {
+  return reply.kind === 'answer' && SUCCEEDED.includes(reply.status);
+}
+
+function mayBeRepeated({ status, text }: Extract<Reply, { kind: 'answer' }>): boolean {
+  return status === 503 || (status === 409 && JSON.parse(text).code === 'idempotency_in_flight');
+}
+
+/** Sends a request to one instance after the other until one has confirmed it; answers with what that said. */
+async function persist(
+  fleet: Fleet,
+  route: readonly Instance[],
+  request: Request,
+  { patienceMs, ...attempts }: Attempts & { patienceMs: number | undefined },
+): Promise<string | undefined> {
+  const begin = performance.now();
+  for (let turn = 0; performance.now() - begin < CONFIRMED_WITHIN_MS; turn++) {
+    const instance = route[turn % route.length];
+    if (instance === undefined) throw new Error('a mutation by way of no instance');
+    const answer = attempt(fleet, instance, request, attempts);
+    const reply = await (patienceMs === undefined
+      ? answer
+      : Promise.race([answer, sleep(patienceMs).then(() => 'late' as const)]));
+    // What is late goes on, and counts if it is answered; its client asks elsewhere meanwhile.
+    if (reply === 'late') answer.catch(() => undefined);
+    else if (!isConfirmed(reply)) await sleep(20);
+    const [text] = attempts.answers;
+    if (text !== undefined) return text;
+  }
+  return undefined;
 }
 
 async function confirm(
   fleet: Fleet,
   route: readonly Instance[],
-  request: { method: string; path: string; body?: unknown },
+  request: Request,
   keys: readonly TestKey[],
   { what, patienceMs }: { what: Mutation['what']; patienceMs: number | undefined },
 ): Promise<Confirmed> {
@@ -68,25 +114,11 @@ async function confirm(
   );
   const [mutation] = mutations;
   if (mutation === undefined) throw new Error('a mutation of no key');
-  for (let turn = 0; performance.now() - begin < CONFIRMED_WITHIN_MS; turn++) {
-    const instance = route[turn % route.length];
-    if (instance === undefined) throw new Error('a mutation by way of no instance');
-    const answer = attempt(fleet, instance, request, mutations);
-    const reply = await (patienceMs === undefined
-      ? answer
-      : Promise.race([answer, sleep(patienceMs).then(() => 'late' as const)]));
-    if (reply === 'late') {
-      // It goes on, and counts if it is answered; its client asks elsewhere meanwhile.
-      answer.catch(() => undefined);
-    } else if (isConfirmed(reply)) {
-      for (const key of keys) fleet.probe(key);
-      return { mutation, propagation: JSON.parse(reply.text).propagation };
-    } else {
-      await sleep(20);
-    }
-    if (mutation.answered !== undefined) break;
-  }
-  return { mutation, propagation: undefined };
+  const answers: string[] = [];
+  const text = await persist(fleet, route, request, { mutations, answers, patienceMs });
+  if (text === undefined) return { mutation, propagation: undefined, answers };
+  for (const key of keys) fleet.probe(key);
+  return { mutation, propagation: JSON.parse(text).propagation, answers };
 }
 
 /** Revokes a key at the first instance of the route; where that does not confirm in time, at the next. */
@@ -123,6 +155,33 @@ export function setScopes(
   });
 }
 
+/**
+ * Makes a key by a request with an Idempotency-Key, which may be given up on and repeated at any time. Where the answers
+ * to all attempts are in, `tokensOf` them is one.
+ */
+export async function createOnce(
+  fleet: Fleet,
+  route: readonly Instance[],
+  { workspace, name }: { workspace: string; name: string },
+  patienceMs: number,
+): Promise<readonly string[]> {
+  const answers: string[] = [];
+  const request: Request = {
+    method: 'POST',
+    path: '/v1/api-keys',
+    body: { workspace_id: workspace, name, scopes: ALL_SCOPES, rate_limit: null, metadata: { version: 0 } },
+    idempotencyKey: name,
+  };
+  const text = await persist(fleet, route, request, { mutations: [], answers, patienceMs });
+  if (text === undefined) throw new Error(`nobody made the key "${name}"`);
+  return answers;
+}
+
+/** The tokens that these answers hand out. */
+export function tokensOf(answers: readonly string[]): ReadonlySet<string> {
+  return new Set(answers.map((answer) => JSON.parse(answer).data.key));
+}
+
 /** Disables a workspace or enables it again; `keys` are all that it has. */
 export function setDisabled(
   fleet: Fleet,
@@ -150,7 +209,7 @@ export function setImplied(
 /** Puts both scopes into the catalogue, each standing alone; before anything disturbs. */
 export async function fillCatalogue(fleet: Fleet, instance: Instance): Promise<void> {
   for (const scope of ALL_SCOPES) {
-    const reply = await fleet.send(instance, 'PUT', `/v1/scopes/${scope}`, {});
+    const reply = await fleet.send(instance, 'PUT', `/v1/scopes/${scope}`, { body: {} });
     if (!isConfirmed(reply)) throw new Error(`no catalogue: ${JSON.stringify(reply)}`);
   }
 }

@@ -18,18 +18,25 @@ export interface Line {
 const LOST_AFTER_MS = 30_000;
 const HEADER_END = Buffer.from('\r\n\r\n');
 
+/** What a request says besides its method and path. */
+export interface RequestContent {
+  readonly body?: unknown;
+  readonly idempotencyKey?: string | undefined;
+}
+
 /** The text of a request, to be sent as it is. */
 export function requestText(
   method: string,
   path: string,
-  { token, body }: { token: string; body?: unknown },
+  { token, body, idempotencyKey }: RequestContent & { token: string },
 ): string {
   const payload = body === undefined ? '' : JSON.stringify(body);
   const entity =
     payload === ''
       ? ''
       : `content-type: application/json\r\ncontent-length: ${Buffer.byteLength(payload)}\r\n`;
-  return `${method} ${path} HTTP/1.1\r\nhost: claviger\r\nauthorization: Bearer ${token}\r\n${entity}\r\n${payload}`;
+  const once = idempotencyKey === undefined ? '' : `idempotency-key: ${idempotencyKey}\r\n`;
+  return `${method} ${path} HTTP/1.1\r\nhost: claviger\r\nauthorization: Bearer ${token}\r\n${once}${entity}\r\n${payload}`;
 }
 
 /** Connects in the background; what is sent meanwhile goes out with the connection. */

@@ -2,14 +2,26 @@ import { setTimeout as sleep } from 'node:timers/promises';
 import { describeViolation, findViolations, type Violation } from '../support/history.ts';
 import type { Instance } from '../support/instances.ts';
 import { ALL_SCOPES, type Fleet, type TestKey } from './fleet.ts';
-import { NARROW, revoke, revokeAll, setDisabled, setImplied, setScopes, WIDE } from './mutator.ts';
+import {
+  createOnce,
+  NARROW,
+  revoke,
+  revokeAll,
+  setDisabled,
+  setImplied,
+  setScopes,
+  tokensOf,
+  WIDE,
+} from './mutator.ts';
 import { FAULTS, type Theatre } from './nemesis.ts';
 import { type Random, seededRandom } from './random.ts';
 
 /*
  * One round: keys are made and warmed here and there; a fault, or two, befall instances; meanwhile keys are
  * narrowed, widened, revoked, revoked again elsewhere, and revoked in bulk, a workspace is disabled and enabled,
- * the catalogue lets a scope imply another and takes that back, and all instances are asked about them without pause. When all is answered, the round's history is checked.
+ * the catalogue lets a scope imply another and takes that back, keys are made by requests that are repeated until they
+ * are answered, and all instances are asked about them without pause. When all is answered, the round's history is
+ * checked.
  */
 
 export interface RoundReport {
@@ -86,15 +98,19 @@ async function playRound({ fleet, seed, round, control }: RoundOptions): Promise
     const theatre: Theatre = { fleet, random: random.fork(), victim, keys, newKey };
     return FAULTS[fault]?.(theatre);
   });
+  const once: Once[] = [];
   await Promise.all([
     ...faults,
     ...mutate({ fleet, random: random.fork(), keys: keys.slice(0, 5), bulk, tenant }),
+    ...make({ fleet, random: random.fork(), workspace: `${workspace}_once`, keys, once }),
   ]);
   for (const { end } of workers.map((worker) => ({ end: worker.end() }))) await end;
   await fleet.settled();
   // What a fault held up has landed by now; whether it was kept shows in the next answers.
   for (const key of keys) fleet.probe(key);
   await fleet.settled();
+
+  for (const { name, answers } of once) await refuseTwo(fleet, name, answers);
 
   const history = fleet.takeHistory([...keys, control]);
   const violations = findViolations(history);
@@ -109,6 +125,55 @@ async function playRound({ fleet, seed, round, control }: RoundOptions): Promise
       .map((violation) => describeViolation(violation, history))
       .join('\n'),
   };
+}
+
+/** A key that was asked for with an Idempotency-Key, and all answers to that. */
+interface Once {
+  readonly name: string;
+  readonly answers: readonly string[];
+}
+
+/** Makes keys by requests that are repeated until they are answered. */
+function make({
+  fleet,
+  random,
+  workspace,
+  keys,
+  once,
+}: {
+  fleet: Fleet;
+  random: Random;
+  workspace: string;
+  /** Where the keys are added. */
+  keys: TestKey[];
+  once: Once[];
+}): Promise<unknown>[] {
+  const patience = () => random.between(PATIENCE_MS.least / 4, PATIENCE_MS.most);
+  return [1, 2].map(async (client) => {
+    for (let count = 1; count <= 3; count++) {
+      await sleep(random.between(0, 300));
+      const name = `${workspace}_${client}_${count}`;
+      const answers = await createOnce(
+        fleet,
+        random.shuffle(fleet.instances),
+        { workspace, name },
+        patience(),
+      );
+      once.push({ name, answers });
+      const [answer = ''] = answers;
+      const { data } = JSON.parse(answer);
+      const key = fleet.adopt({ id: data.id, token: data.key, workspace });
+      keys.push(key);
+      fleet.probe(key);
+    }
+  });
+}
+
+/** However often it was asked for, and whoever was killed meanwhile: one key was made, and one token was told. */
+async function refuseTwo(fleet: Fleet, name: string, answers: readonly string[]): Promise<void> {
+  const rows = await fleet.query(fleet.database, 'SELECT id FROM api_keys WHERE name = $1', [name]);
+  if (rows.length === 1 && tokensOf(answers).size === 1) return;
+  throw new Error(`"${name}": ${rows.length} keys, ${tokensOf(answers).size} tokens`);
 }
 
 /** Every fault has its turn; a second one at random on another instance. */

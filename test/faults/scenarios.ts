@@ -249,7 +249,7 @@ async function impliedKey(fleet: Fleet, at: Instance, other: Instance): Promise<
 /** Begins to load the catalogue, which a change that means nothing has dropped; PostgreSQL's answer is held on its way. */
 async function heldCatalogue(fleet: Fleet, at: Instance, other: Instance, key: TestKey): Promise<void> {
   const description = `changed at ${performance.now()}`;
-  await fleet.send(other, 'PUT', '/v1/scopes/write', { description });
+  await fleet.send(other, 'PUT', '/v1/scopes/write', { body: { description } });
   const asked = at.proxy.holdAnswersTo('from "scopes"');
   void fleet.look(at, key, 'write');
   await asked;
