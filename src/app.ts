@@ -20,6 +20,7 @@ import { createErrorHandler, sendProblem } from './http/problem.ts';
 import { registerRateLimitRoutes } from './http/rate-limits.ts';
 import { requestIdOf } from './http/request-id.ts';
 import { registerRequestLogRoutes } from './http/request-logs.ts';
+import { registerRotationRoute } from './http/rotation.ts';
 import { registerScopeRoutes } from './http/scopes.ts';
 import { registerUsageRoutes } from './http/usage.ts';
 import { validatorCompiler } from './http/validation.ts';
@@ -130,6 +131,7 @@ export async function buildApp(dependencies: AppDependencies): Promise<FastifyIn
 
   await collectDocument(app, dependencies);
   registerKeyRoutes({ callers, lifecycle, idempotency, database, cursors, rotationDueDays });
+  registerRotationRoute({ callers, lifecycle, idempotency, rotationDueDays });
   registerRateLimitRoutes({ callers, database, lookAtQuota: dependencies.lookAtQuota });
   registerWorkspaceRoutes({ callers, workspaces, database });
   registerScopeRoutes({ callers, scopes, database, cursors });

@@ -25,6 +25,9 @@ export interface Key {
   readonly expiresAt: number | null;
   readonly revokedAt: number | null;
   readonly revokedReason: string | null;
+  /** The key that this one succeeds, and the one that succeeds it (rotation.ts). */
+  readonly rotatedFrom: KeyId | null;
+  readonly rotatedTo: KeyId | null;
 }
 
 export const KEY_STATUSES = ['active', 'expired', 'revoked'] as const;

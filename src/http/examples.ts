@@ -17,6 +17,7 @@ interface OperationExamples {
 const JSON_TYPE = 'application/json';
 const REQUEST_ID = 'req_5f0c1d7e9a3b24680c1';
 const KEY_ID = 'key_01ke6c2y6pfyc8m3q0v7rt5x4n';
+const PREDECESSOR_ID = 'key_01kb2n8w3xe5s9h4t6j0d1g7qz';
 const SERVICE_KEY_ID = 'key_01ke6bzr4vf7sa2d9tq3mh8j5w';
 /** Reads like a token and can be none: its checksum is wrong. */
 export const EXAMPLE_TOKEN = 'ck_live_0EXAMPLE1EXAMPLE2EXAMPLE3EXAMPLE4EXAMPLE5EXAMPLE6EXAMPLE7EXAMPx7Qa';
@@ -200,6 +201,21 @@ export const EXAMPLES: Readonly<Record<string, OperationExamples>> = {
       200: one('The key from now on', {
         success: true,
         data: { ...key, name: 'Staging data warehouse' },
+        propagation,
+      }),
+    },
+  },
+  rotateKey: {
+    request: {
+      [JSON_TYPE]: {
+        grace: { summary: 'The old key lives on for a week', value: { grace_period_seconds: 604_800 } },
+        atOnce: { summary: 'The old key is revoked at once', value: { grace_period_seconds: 0 } },
+      },
+    },
+    responses: {
+      201: one('The successor', {
+        success: true,
+        data: { ...key, rotated_from: PREDECESSOR_ID, key: EXAMPLE_TOKEN },
         propagation,
       }),
     },

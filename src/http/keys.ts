@@ -102,7 +102,7 @@ const listQuery = z.strictObject({
   ...pageQuery,
 });
 
-const idParams = z.object({ id: z.string().describe('The id of the key: `key_…`.') });
+export const idParams = z.object({ id: z.string().describe('The id of the key: `key_…`.') });
 const oneKey = schemas.success(schemas.keyOutput).describe('The key.');
 const noKey = { 404: 'There is no such key that this caller may see (`not_found`).' };
 const conflict = { 409: 'The key is not active (`key_not_active`), or it is the last admin (`last_admin`).' };

@@ -29,7 +29,17 @@ export function keyShown(key: Key): JsonObject {
     rate_limit: key.rateLimit === null ? null : { ...key.rateLimit },
     metadata: key.metadata,
     created_by: key.createdBy,
-    expires_at: key.expiresAt === null ? null : isoTime(key.expiresAt),
+    expires_at: timeShown(key.expiresAt),
+  };
+}
+
+/** How a key ends, and what comes after it, as an audit event shows it. */
+export function keyEndShown(key: Key): JsonObject {
+  return {
+    expires_at: timeShown(key.expiresAt),
+    revoked_at: timeShown(key.revokedAt),
+    revoked_reason: key.revokedReason,
+    rotated_to: key.rotatedTo,
   };
 }
 
@@ -63,4 +73,8 @@ export function changedMembers(
   const pick = (values: JsonObject): JsonObject =>
     Object.fromEntries(changed.map((member) => [member, values[member] ?? null]));
   return { before: pick(before), after: pick(after) };
+}
+
+function timeShown(timeMs: number | null): string | null {
+  return timeMs === null ? null : isoTime(timeMs);
 }

@@ -11,6 +11,7 @@ export type AuditAction =
   | 'key.created'
   | 'key.updated'
   | 'key.revoked'
+  | 'key.rotated'
   | 'workspace.updated'
   | 'workspace.keys_revoked'
   | 'scope.created'

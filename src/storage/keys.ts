@@ -13,10 +13,12 @@ import {
   lt,
   lte,
   ne,
+  notExists,
   or,
   type SQL,
   sql,
 } from 'drizzle-orm';
+import { type AnyPgColumn, alias } from 'drizzle-orm/pg-core';
 import type { Key, KeyStatus } from '../domain/key.ts';
 import {
   KEY_ID_PATTERN,
@@ -141,6 +143,7 @@ export async function insertKey(
     secretId,
     createdBy: key.createdBy,
     createdAt: new Date(key.createdAt),
+    rotatedFrom: uuidOf(key.rotatedFrom),
     ...settingsOf(key),
   });
 }
@@ -150,6 +153,19 @@ export async function updateKey(executor: Executor, key: Key): Promise<void> {
   await executor
     .update(apiKeys)
     .set(settingsOf(key))
+    .where(eq(apiKeys.id, keyIdToUuid(key.id)));
+}
+
+/** Writes what a rotation does to the key itself: its successor, and its end. The successor is stored already. */
+export async function storeRotation(executor: Executor, key: Key): Promise<void> {
+  await executor
+    .update(apiKeys)
+    .set({
+      rotatedTo: uuidOf(key.rotatedTo),
+      expiresAt: dateOf(key.expiresAt),
+      revokedAt: dateOf(key.revokedAt),
+      revokedReason: key.revokedReason,
+    })
     .where(eq(apiKeys.id, keyIdToUuid(key.id)));
 }
 
@@ -233,31 +249,46 @@ export async function countAdmins(
 }
 
 /**
- * How many active keys a workspace has, by the database's clock; `upTo` at most, since more are of no interest: it
- * reads no more than that of a workspace of any size.
+ * How many active keys a workspace has, by the database's clock. A rotated key does not count beside an active
+ * successor. `upTo` at most, since more are of no interest: of a workspace of any size it reads no more than these,
+ * and the rotated ones among them.
  */
 export async function countActiveKeys(
   executor: Executor,
   { workspaceId, upTo }: { workspaceId: string; upTo: number },
 ): Promise<number> {
-  const expiry = sql`coalesce(${apiKeys.expiresAt}, 'infinity')`;
+  const successor = alias(apiKeys, 'successor');
   const active = executor
     .select({ one: sql`1`.as('one') })
     .from(apiKeys)
     .where(
       and(
         eq(apiKeys.workspaceId, workspaceId),
-        isNull(apiKeys.revokedAt),
-        // The time of this statement, which came after the lock on the workspace.
-        sql`${expiry} > statement_timestamp()`,
+        isActiveNow(apiKeys),
+        or(
+          isNull(apiKeys.rotatedTo),
+          notExists(
+            executor
+              .select({ one: sql`1` })
+              .from(successor)
+              .where(and(eq(successor.id, apiKeys.rotatedTo), isActiveNow(successor))),
+          ),
+        ),
       ),
     )
     // The order of the index, so that it is the one that is taken, and left at the last that counts.
-    .orderBy(sql`${expiry} DESC`)
+    .orderBy(sql`${expiryOf(apiKeys)} DESC`)
     .limit(upTo)
     .as('active');
   const [row] = await executor.select({ keys: count() }).from(active);
   return row?.keys ?? 0;
+}
+
+const expiryOf = (table: { expiresAt: AnyPgColumn }) => sql`coalesce(${table.expiresAt}, 'infinity')`;
+
+/** At the time of the statement, which comes after the locks of its transaction. */
+function isActiveNow(table: { expiresAt: AnyPgColumn; revokedAt: AnyPgColumn }): SQL | undefined {
+  return and(isNull(table.revokedAt), sql`${expiryOf(table)} > statement_timestamp()`);
 }
 
 export interface KeyFilters {
@@ -269,7 +300,7 @@ export interface KeyFilters {
   readonly createdBy?: string | undefined;
   readonly expiresBefore?: number | undefined;
   readonly unusedSince?: number | undefined;
-  /** Only keys made before this time, which are therefore due, that are still active. */
+  /** Only keys made before this time, which are therefore due, that are still active and were not rotated. */
   readonly createdBefore?: number | undefined;
 }
 
@@ -434,7 +465,7 @@ function matches({ filters, after, nowMs }: KeyPage, order: ListOrder): SQL | un
     unusedSince === undefined ? undefined : order.madeBefore(unusedSince),
     createdBefore === undefined
       ? undefined
-      : and(order.madeBefore(createdBefore), hasStatus('active', nowMs)),
+      : and(order.madeBefore(createdBefore), hasStatus('active', nowMs), isNull(apiKeys.rotatedTo)),
   );
 }
 
@@ -457,7 +488,7 @@ function settingsOf(key: Key) {
     restrictions: key.restrictions,
     ...rateLimitColumnsOf(key.rateLimit),
     metadata: key.metadata,
-    expiresAt: key.expiresAt === null ? null : new Date(key.expiresAt),
+    expiresAt: dateOf(key.expiresAt),
   };
 }
 
@@ -478,5 +509,19 @@ function keyOf(row: KeyRow): Key {
     expiresAt: row.expiresAt?.getTime() ?? null,
     revokedAt: row.revokedAt?.getTime() ?? null,
     revokedReason: row.revokedReason,
+    rotatedFrom: keyIdOf(row.rotatedFrom),
+    rotatedTo: keyIdOf(row.rotatedTo),
   };
+}
+
+function uuidOf(id: KeyId | null): string | null {
+  return id === null ? null : keyIdToUuid(id);
+}
+
+function keyIdOf(uuid: string | null): KeyId | null {
+  return uuid === null ? null : keyIdFromUuid(uuid);
+}
+
+function dateOf(timeMs: number | null): Date | null {
+  return timeMs === null ? null : new Date(timeMs);
 }

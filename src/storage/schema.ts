@@ -1,5 +1,6 @@
 import { sql } from 'drizzle-orm';
 import {
+  type AnyPgColumn,
   bigint,
   boolean,
   check,
@@ -14,6 +15,7 @@ import {
   smallint,
   text,
   timestamp,
+  uniqueIndex,
   uuid,
 } from 'drizzle-orm/pg-core';
 import type { JsonObject } from '../domain/key.ts';
@@ -102,6 +104,8 @@ export const apiKeys = pgTable(
     expiresAt: time('expires_at'),
     revokedAt: time('revoked_at'),
     revokedReason: text('revoked_reason'),
+    rotatedFrom: uuid('rotated_from').references((): AnyPgColumn => apiKeys.id),
+    rotatedTo: uuid('rotated_to').references((): AnyPgColumn => apiKeys.id),
   },
   (table) => [
     // Lists are newest first, and a page costs the same in a table of any size: each filter of equality has an index
@@ -166,6 +170,12 @@ export const apiKeys = pgTable(
     check(
       'api_keys_rate_limit_form',
       sql`num_nulls(${table.rateLimit}, ${table.rateLimitWindowSeconds}) IN (0, 2) AND ${table.rateLimit} >= 1 AND ${table.rateLimitWindowSeconds} BETWEEN 1 AND 2678400`,
+    ),
+    // A key has one successor.
+    uniqueIndex('api_keys_rotated_from').on(table.rotatedFrom).where(sql`${table.rotatedFrom} IS NOT NULL`),
+    check(
+      'api_keys_rotated_to_end',
+      sql`${table.rotatedTo} IS NULL OR ${table.revokedAt} IS NOT NULL OR ${table.expiresAt} IS NOT NULL`,
     ),
     check(
       'api_keys_reason_of_revoked',

@@ -43,6 +43,8 @@ export function createSharing(): Sharing {
       prefix: text(key.prefix),
       scopes: texts(key.scopes),
       rateLimit: rateLimit(key.rateLimit),
+      rotatedFrom: key.rotatedFrom && flat(key.rotatedFrom),
+      rotatedTo: key.rotatedTo && flat(key.rotatedTo),
     }),
   };
 }

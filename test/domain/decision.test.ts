@@ -46,6 +46,8 @@ const KEY: Key = {
   expiresAt: null,
   revokedAt: null,
   revokedReason: null,
+  rotatedFrom: null,
+  rotatedTo: null,
 };
 
 const QUESTION: Question = {

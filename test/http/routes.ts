@@ -25,6 +25,12 @@ export const ROUTES: readonly Route[] = [
     body: { workspace_id: 'ws_acme', name: 'Made by a test' },
   },
   { method: 'PATCH', path: '/v1/api-keys/{id}', permission: 'keys:write', body: { name: 'Renamed' } },
+  {
+    method: 'POST',
+    path: '/v1/api-keys/{id}/rotate',
+    permission: 'keys:write',
+    body: { grace_period_seconds: 60 },
+  },
   { method: 'POST', path: '/v1/api-keys/{id}/revoke', permission: 'keys:write', body: { reason: 'leaked' } },
   { method: 'DELETE', path: '/v1/api-keys/{id}', permission: 'keys:write' },
   { method: 'GET', path: '/v1/api-keys/{id}/usage', permission: 'keys:read' },

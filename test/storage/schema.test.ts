@@ -177,6 +177,24 @@ describe('a stored key', () => {
     expect((await failureOf(update(assignment))).code).toMatch(SQL_INTEGRITY);
   });
 
+  test('has one successor, for ever', async () => {
+    const [successor, other] = [nextId(), nextId()];
+    await insert({ id: successor, rotated_from: id });
+    await insert({ id: other });
+    await update(`rotated_to = '${successor}', expires_at = '2030-01-01T00:00:00Z'`);
+    for (const assignment of [`rotated_to = '${other}'`, 'rotated_to = NULL', `rotated_from = '${other}'`]) {
+      expect((await failureOf(update(assignment))).code, assignment).toMatch(SQL_INTEGRITY);
+    }
+    expect(await failureOf(insert({ rotated_from: id }))).toMatchObject({
+      constraint: 'api_keys_rotated_from',
+    });
+    // It has an end, so that what no plan counts does not last.
+    expect(await failureOf(update('expires_at = NULL'))).toMatchObject({
+      constraint: 'api_keys_rotated_to_end',
+    });
+    expect(await failureOf(insert({ rotated_from: nextId() }))).toMatchObject({ code: '23503' });
+  });
+
   test.each([
     'DELETE FROM api_keys',
     'DELETE FROM api_keys WHERE false',
@@ -222,6 +240,30 @@ describe('an audit event', () => {
     expect((await failureOf(database.query(statement))).code).toMatch(SQL_INTEGRITY);
     expect(await ownsTable('audit_events')).toBe(true);
     expect(await database.query('SELECT action FROM audit_events')).toEqual([{ action: 'key.created' }]);
+  });
+});
+
+describe('a stored workspace', () => {
+  test.each([
+    ['max_active_keys = -1', 'workspaces_limits_form'],
+    ['max_key_lifetime_days = 0', 'workspaces_limits_form'],
+    ["allowed_scopes = '{}'", 'workspaces_limits_form'],
+    ["allowed_scopes = '{read,NULL}'", 'workspaces_limits_form'],
+    ["name = ''", 'workspaces_name_length'],
+    ['rate_limit = 5', 'workspaces_rate_limit_form'],
+    ['rate_limit = 0, rate_limit_window_seconds = 60', 'workspaces_rate_limit_form'],
+  ])('refuses %s', async (assignment, constraint) => {
+    const change = database.query(`UPDATE workspaces SET ${assignment} WHERE id = 'ws_acme'`);
+    expect(await failureOf(change)).toMatchObject({ constraint });
+  });
+
+  test('takes a plan without API keys, and none of anything', async () => {
+    await database.query(
+      "UPDATE workspaces SET max_active_keys = 0, allowed_scopes = '{read}', max_key_lifetime_days = 1, rate_limit = 1, rate_limit_window_seconds = 1 WHERE id = 'ws_acme'",
+    );
+    await database.query(
+      "UPDATE workspaces SET max_active_keys = NULL, allowed_scopes = NULL, max_key_lifetime_days = NULL, rate_limit = NULL, rate_limit_window_seconds = NULL WHERE id = 'ws_acme'",
+    );
   });
 });
 

@@ -19,6 +19,8 @@ const key = (changes: Partial<Key> = {}): Key => ({
   expiresAt: null,
   revokedAt: null,
   revokedReason: null,
+  rotatedFrom: null,
+  rotatedTo: null,
   ...changes,
 });
 
