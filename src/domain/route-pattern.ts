@@ -198,11 +198,11 @@ export function matchesRoute(pattern: RoutePattern, normalPath: string): boolean
 
 /** Makes a rule ready. @returns the first fault where `routeRuleFaults` has any. */
 export function compileRouteRule(rule: RouteRuleText): RouteRule | { readonly fault: string } {
-  const [fault] = routeRuleFaults(rule);
+  const methods = rule.methods ?? undefined;
+  const [fault] = methodFaults(methods);
   if (fault !== undefined) return { fault: fault.message };
   const pattern = compileRoutePattern(rule.path);
   if ('fault' in pattern) return pattern;
-  const methods = rule.methods ?? undefined;
   if (methods === undefined) return { pattern, methods };
   // RFC 9110 §9.3.2: HEAD is GET without the content, so it tells nothing that GET does not.
   return { pattern, methods: new Set(methods.includes('GET') ? [...methods, 'HEAD'] : methods) };
@@ -220,29 +220,38 @@ export function matchesRule(rule: RouteRule, method: string | undefined, normalP
   return matchesRoute(rule.pattern, normalPath);
 }
 
+/** A fault of a rule, with its place in the rule. */
+interface RuleFault {
+  readonly path: (string | number)[];
+  readonly message: string;
+}
+
 /** Every fault of a rule, with its place in the rule. */
-export function routeRuleFaults(rule: RouteRuleText): { path: (string | number)[]; message: string }[] {
-  const faults: { path: (string | number)[]; message: string }[] = [];
-  const methods = rule.methods ?? undefined;
-  if (methods?.length === 0) {
-    faults.push({
-      path: ['methods'],
-      message: 'An empty list could mean all or nothing; leave it out for all methods.',
-    });
-  } else if (methods !== undefined && methods.length > MAX_METHODS) {
-    faults.push({ path: ['methods'], message: `At most ${MAX_METHODS} methods.` });
-  } else {
-    for (const [index, method] of (methods ?? []).entries()) {
-      if (METHOD_PATTERN.test(method)) continue;
-      faults.push({
-        path: ['methods', index],
-        message: 'A method is upper-case letters and hyphens, at most 32.',
-      });
-    }
-  }
+export function routeRuleFaults(rule: RouteRuleText): RuleFault[] {
+  const faults = methodFaults(rule.methods ?? undefined);
   const pattern = compileRoutePattern(rule.path);
   if ('fault' in pattern) faults.push({ path: ['path'], message: pattern.fault });
   return faults;
+}
+
+function methodFaults(methods: readonly string[] | undefined): RuleFault[] {
+  if (methods === undefined) return [];
+  if (methods.length === 0) {
+    const message = 'An empty list could mean all or nothing; leave it out for all methods.';
+    return [{ path: ['methods'], message }];
+  }
+  if (methods.length > MAX_METHODS)
+    return [{ path: ['methods'], message: `At most ${MAX_METHODS} methods.` }];
+  return methods.flatMap((method, index) =>
+    METHOD_PATTERN.test(method)
+      ? []
+      : [
+          {
+            path: ['methods', index],
+            message: 'A method is upper-case letters and hyphens, at most 32.',
+          },
+        ],
+  );
 }
 
 function textFault(pattern: string): string | undefined {

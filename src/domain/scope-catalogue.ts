@@ -15,11 +15,11 @@ import { isPermission } from './scope.ts';
  * permissions are a closed list.
  */
 
-/** Entries of a catalogue: as many as are read and made ready at once without being felt. */
+/** Entries of a catalogue, which is read at once. */
 export const MAX_CATALOGUE_ENTRIES = 1_000;
-/** Grants of one entry, and of all entries together. */
+/** Grants of one entry; and of all together: making these ready takes some ten milliseconds, once after a change. */
 export const MAX_GRANTS = 100;
-export const MAX_CATALOGUE_GRANTS = 10_000;
+export const MAX_CATALOGUE_GRANTS = 5_000;
 
 export interface ScopeEntry {
   readonly name: string;

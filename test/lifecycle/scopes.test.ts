@@ -291,6 +291,33 @@ test('a change that has answered holds on every other instance, whoever of them 
   }
 });
 
+test('a change that finds everything as it is to be waits all the same: who made it may have died half-way', async () => {
+  const database = await databaseOfTest();
+  const apps = [await createTestApp({}, database), await createTestApp({}, database)];
+  try {
+    const [one, two] = apps as [TestApp, TestApp];
+    const { token } = await one.createKey({ scopes: ['write'] });
+    const asks = async () => reasonOf(await two.introspect(token, { scopes: ['read'] }));
+    await put(one, 'write', { implies: ['read'] });
+    expect(await asks()).toBeUndefined();
+    // Committed, and told to nobody.
+    await database.query("UPDATE scopes SET implies = '{}'");
+    expect(await asks()).toBeUndefined();
+    const repeated = await one.put('/v1/scopes/write', {});
+    expect(repeated.body.propagation).toMatchObject({ instances: 2, confirmed: 2 });
+    expect(await asks()).toBe('insufficient_scope');
+
+    await put(one, 'write', { implies: ['read'] });
+    expect(await asks()).toBeUndefined();
+    await database.query('DELETE FROM scopes');
+    expect(await asks()).toBeUndefined();
+    expectProblem(await one.delete('/v1/scopes/write'), 'not_found');
+    expect(await asks()).toBe('insufficient_scope');
+  } finally {
+    for (const app of apps) await app.close();
+  }
+});
+
 describe('an introspection', () => {
   test('goes by what scopes imply, at any remove, from the answer to each change on', async () => {
     const app = await appOfTest();
