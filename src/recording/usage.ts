@@ -50,7 +50,7 @@ export interface UsageKeeper extends Keeper {
 
 const HOUR_MS = 3_600_000;
 /** With the time of the flush itself, what a kill loses is less than a second old. */
-const FLUSH_EVERY_MS = 800;
+const FLUSH_EVERY_MS = 600;
 /** A batch is committed within a fraction of the time that a statement may take, and made without a pause to notice. */
 const BATCH_TALLIES = 5_000;
 /**

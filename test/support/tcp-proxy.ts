@@ -32,15 +32,17 @@ export interface TcpProxy {
   cut(how: 'reset' | 'end'): void;
   /**
    * Watches for a text that an instance sends to PostgreSQL, and from then on holds what PostgreSQL answers on that
-   * connection alone, until `deliver`. Resolves once it was seen.
+   * connection alone, until `deliver`. Resolves once it was seen, with the port of `portsOf`. With `after` it watches transactions only in which
+   * that text went before it.
    */
-  holdAnswersTo(text: string): Promise<void>;
+  holdAnswersTo(text: string, after?: string): Promise<number>;
   /** The ports from which connections of this kind reach PostgreSQL (`pg_stat_activity.client_port`). */
   portsOf(kind: ConnectionKind): number[];
   close(): Promise<void>;
 }
 
 const LISTENER_NAME = Buffer.from('claviger listener');
+const BEGIN = Buffer.from('BEGIN');
 const HOST = '127.0.0.1';
 /** How much is held before the sender is asked to wait, as a network's buffers would. */
 const MOST_HELD_BYTES = 1 << 20;
@@ -60,12 +62,15 @@ interface Connection {
   readonly upstream: net.Socket;
   kind: ConnectionKind;
   answersHeld: boolean;
+  /** The watches whose first text its transaction has sent. */
+  readonly begun: Set<Watch>;
   readonly streams: Stream[];
 }
 
 interface Watch {
   readonly text: Buffer;
-  seen(): void;
+  readonly after: Buffer | undefined;
+  seen(port: number): void;
 }
 
 /** Starts one on a free port of the loopback. `onSent` is shown what the instance sends. */
@@ -87,7 +92,13 @@ export async function startTcpProxy(
       return;
     }
     const upstream = net.connect({ host: HOST, port: upstreamPort, allowHalfOpen: true, noDelay: true });
-    const connection: Connection = { upstream, kind: 'pool', answersHeld: false, streams: [] };
+    const connection: Connection = {
+      upstream,
+      kind: 'pool',
+      answersHeld: false,
+      begun: new Set(),
+      streams: [],
+    };
     connections.add(connection);
     client.once('data', (packet) => {
       if (packet.includes(LISTENER_NAME)) connection.kind = 'listener';
@@ -114,10 +125,15 @@ export async function startTcpProxy(
 
   function look(connection: Connection, data: Buffer): void {
     onSent(data, connection.kind);
-    for (const watch of watches.filter(({ text }) => data.includes(text))) {
+    if (data.includes(BEGIN)) connection.begun.clear();
+    for (const watch of watches) {
+      if (watch.after !== undefined && data.includes(watch.after)) connection.begun.add(watch);
+    }
+    const isDue = (watch: Watch) => watch.after === undefined || connection.begun.has(watch);
+    for (const watch of watches.filter((watch) => isDue(watch) && data.includes(watch.text))) {
       connection.answersHeld = true;
       watches = watches.filter((other) => other !== watch);
-      watch.seen();
+      watch.seen(connection.upstream.localPort ?? 0);
     }
   }
 
@@ -201,9 +217,13 @@ export async function startTcpProxy(
       refusing = true;
       for (const connection of connections) end(connection, how);
     },
-    holdAnswersTo: (text) =>
+    holdAnswersTo: (text, after) =>
       new Promise((seen) => {
-        watches.push({ text: Buffer.from(text), seen });
+        watches.push({
+          text: Buffer.from(text),
+          after: after === undefined ? after : Buffer.from(after),
+          seen,
+        });
       }),
     portsOf: (kind) =>
       [...connections].flatMap((connection) =>
