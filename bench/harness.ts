@@ -21,6 +21,8 @@ const TICK_MS = 10;
 export interface Process {
   readonly url: string;
   readonly child: ChildProcess;
+  /** What it printed until it listened. */
+  readonly printed: string;
   /** User and system time so far, in milliseconds. */
   cpuMs(): Promise<number>;
   stop(signal?: NodeJS.Signals): Promise<void>;
@@ -36,7 +38,10 @@ export interface Bench {
   readonly folder: string;
   /** A database of its own on the bench's PostgreSQL. */
   createDatabase(name: string): Promise<BenchDatabase>;
-  bare(answerBytes: number): Promise<Process>;
+  /** The yardstick; with a database's address and a statement, it asks that for each request. */
+  bare(answerBytes: number, select?: { url: string; statement: string }): Promise<Process>;
+  /** A program of the bench's own that tells "listens on URL". */
+  program(args: readonly string[], environment?: Record<string, string>): Promise<Process>;
   /** An instance of the compiled service; `token` is the first admin key where it made one. */
   service(
     databaseUrl: string,
@@ -44,6 +49,13 @@ export interface Bench {
   ): Promise<Process & { token: string | undefined }>;
   close(): Promise<void>;
 }
+
+/** What every instance of the bench is started with. */
+export const SERVICE_SETTINGS = {
+  LOG_LEVEL: 'warn',
+  CALLER_RATE_LIMIT: 'off',
+  FAILED_AUTH_RATE_LIMIT: 'off',
+} as const;
 
 export const KEY_SECRET = 'a-secret-for-the-bench-alone-of-enough-length';
 
@@ -68,9 +80,9 @@ export async function openBench(): Promise<Bench> {
         query: async (sql, values = []) => (await client.query(sql, [...values])).rows,
       };
     },
-    async bare(answerBytes) {
-      return start(['bench/bare.js', String(answerBytes)], {}, closers);
-    },
+    bare: (answerBytes, select) =>
+      start(['bench/bare.js', JSON.stringify({ answerBytes, ...select })], {}, closers),
+    program: (args, environment = {}) => start(args, environment, closers),
     async service(databaseUrl, environment = {}) {
       const adminKeyFile = join(folder, `admin-${closers.length}`);
       const started = await start(
@@ -80,9 +92,7 @@ export async function openBench(): Promise<Bench> {
           KEY_SECRET,
           ADMIN_KEY_FILE: adminKeyFile,
           PORT: '0',
-          LOG_LEVEL: 'warn',
-          CALLER_RATE_LIMIT: 'off',
-          FAILED_AUTH_RATE_LIMIT: 'off',
+          ...SERVICE_SETTINGS,
           ...environment,
         },
         closers,
@@ -101,7 +111,7 @@ export async function openBench(): Promise<Bench> {
 }
 
 async function start(
-  args: string[],
+  args: readonly string[],
   environment: Record<string, string>,
   closers: (() => Promise<void>)[],
 ): Promise<Process> {
@@ -128,7 +138,7 @@ async function start(
     await once(child, 'exit');
   };
   closers.push(() => stop('SIGKILL'));
-  return { url, child, stop, cpuMs: () => cpuMsOf(child.pid) };
+  return { url, child, printed, stop, cpuMs: () => cpuMsOf(child.pid) };
 }
 
 async function cpuMsOf(pid: number | undefined): Promise<number> {
@@ -141,12 +151,15 @@ async function cpuMsOf(pid: number | undefined): Promise<number> {
 export interface Load {
   readonly url: string;
   readonly headers?: Record<string, string>;
-  /** Sent in turn. */
+  /** One is chosen at random for each request, or each in its turn. */
   readonly bodies: readonly string[];
+  readonly inTurn?: boolean;
   readonly connections?: number;
   readonly seconds?: number;
   /** So many requests instead of so many seconds. */
   readonly amount?: number;
+  /** So many requests a second, whatever the answers do; without it, each connection asks as soon as it is answered. */
+  readonly rate?: number;
 }
 
 export interface LoadResult {
@@ -154,21 +167,42 @@ export interface LoadResult {
   readonly succeeded: number;
   readonly errors: number;
   readonly seconds: number;
+  readonly p50Us: number;
+  readonly p99Us: number;
+  readonly maxUs: number;
 }
 
+const DEFAULT_SECONDS = 3;
 let files = 0;
 
-/** Runs a load to its end, in a process of its own. */
-export async function load(
+/** Runs loads beside each other to their end, in a process of their own; `cpuMs` is what that took itself. */
+export async function loads(
   bench: Bench,
-  { bodies, connections = 20, seconds = 3, ...rest }: Load,
-): Promise<LoadResult> {
-  const bodiesFile = join(bench.folder, `bodies-${files++}.json`);
-  await writeFile(bodiesFile, JSON.stringify(bodies));
-  const options = JSON.stringify({ ...rest, bodiesFile, connections, seconds });
-  const { stdout } = await run(process.execPath, ['bench/load.js', options], { cwd: ROOT });
-  await rm(bodiesFile);
+  streams: readonly Load[],
+): Promise<{ streams: LoadResult[]; cpuMs: number }> {
+  const written: string[] = [];
+  const write = async (content: unknown) => {
+    const file = join(bench.folder, `load-${files++}.json`);
+    await writeFile(file, JSON.stringify(content));
+    written.push(file);
+    return file;
+  };
+  const options = {
+    seconds: streams[0]?.seconds ?? DEFAULT_SECONDS,
+    streams: await Promise.all(
+      streams.map(async ({ bodies, ...rest }) => ({ ...rest, bodiesFile: await write(bodies) })),
+    ),
+  };
+  const { stdout } = await run(process.execPath, ['bench/load.js', await write(options)], { cwd: ROOT });
+  for (const file of written) await rm(file);
   return JSON.parse(stdout);
+}
+
+export async function load(bench: Bench, stream: Load): Promise<LoadResult> {
+  const { streams } = await loads(bench, [stream]);
+  const [result] = streams;
+  if (result === undefined) throw new Error('the load told no result');
+  return result;
 }
 
 /** CPU time of the server per request that it answered, in microseconds. */
@@ -184,7 +218,6 @@ export interface Comparison {
   readonly control: number;
   readonly oursUs: number;
   readonly yardstickUs: number;
-  readonly rounds: number;
 }
 
 /** Yardstick ÷ ours, in CPU per request, medians over alternating rounds; `control` is the yardstick ÷ itself. */
@@ -207,8 +240,44 @@ export async function compare(
     control: median(taken.map((round) => round.yardstick / round.again)),
     oursUs: median(taken.map((round) => round.ours)),
     yardstickUs: median(taken.map((round) => round.yardstick)),
-    rounds,
   };
+}
+
+/**
+ * The p99 of the first stream of ours ÷ that of the yardstick's, in microseconds. Medians over alternating rounds;
+ * `control` is the yardstick ÷ itself.
+ */
+export async function compareLatency(
+  bench: Bench,
+  { yardstick, ours, rounds }: { yardstick: readonly Load[]; ours: () => readonly Load[]; rounds: number },
+): Promise<Comparison> {
+  const p99 = async (streams: readonly Load[]) => {
+    const { streams: results } = await loads(bench, streams);
+    const [first] = results;
+    if (first === undefined || results.some(({ errors }) => errors > 0))
+      throw new Error('some of the requests failed');
+    return first.p99Us;
+  };
+  const taken: { yardstick: number; ours: number; again: number }[] = [];
+  for (let round = -1; round < rounds; round++) {
+    const measured = {
+      yardstick: await p99(yardstick),
+      ours: await p99(ours()),
+      again: await p99(yardstick),
+    };
+    if (round >= 0) taken.push(measured);
+  }
+  return {
+    ratio: median(taken.map((round) => round.ours / ((round.yardstick + round.again) / 2))),
+    control: median(taken.map((round) => round.yardstick / round.again)),
+    oursUs: median(taken.map((round) => round.ours)),
+    yardstickUs: median(taken.map((round) => round.yardstick)),
+  };
+}
+
+/** Requests a second that are half of what one core can answer: `cpuUs` is the CPU time of one, in microseconds. */
+export function halfOfSaturation(cpuUs: number): number {
+  return Math.floor(1e6 / cpuUs / 2);
 }
 
 export function median(values: readonly number[]): number {

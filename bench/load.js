@@ -1,23 +1,163 @@
-// The load, in a process of its own: argv holds the options of one run as JSON, standard output its result.
+// The load, in a process of its own: argv names a file with the options of one run as JSON, standard output gets its
+// result. Each stream is either closed (every connection asks again as soon as it is answered) or open (`rate` requests
+// a second at random moments, whatever the answers do). An open stream counts a latency from the moment at which its
+// request was due, also when no connection was free for it: what a slow answer keeps waiting is not left out.
 import { readFileSync } from 'node:fs';
-import autocannon from 'autocannon';
+import net from 'node:net';
+import { createHistogram } from 'node:perf_hooks';
 
-const { url, headers, bodiesFile, connections, seconds, amount, rate } = JSON.parse(process.argv[2] ?? '{}');
-const bodies = JSON.parse(readFileSync(bodiesFile, 'utf8'));
-const result = await autocannon({
+const { streams, seconds } = JSON.parse(readFileSync(process.argv[2] ?? '', 'utf8'));
+const HEADER_END = Buffer.from('\r\n\r\n');
+const LONGEST_US = 60_000_000;
+/** Answers that are still missing so long after the end are faults. */
+const GRACE_MS = 10_000;
+
+const startedAt = performance.now();
+const endsAt = startedAt + seconds * 1000;
+const running = await Promise.all(streams.map(startStream));
+const results = await Promise.all(running.map(({ done }) => done));
+const { user, system } = process.cpuUsage();
+process.stdout.write(JSON.stringify({ streams: results, cpuMs: (user + system) / 1000 }));
+process.exit();
+
+async function startStream({
   url,
-  method: 'POST',
-  headers: { 'content-type': 'application/json', ...headers },
-  connections,
-  ...(amount === undefined ? { duration: seconds } : { amount }),
-  ...(rate === undefined ? {} : { overallRate: rate }),
-  requests: bodies.map((body) => ({ body })),
-});
-process.stdout.write(
-  JSON.stringify({
-    answered: result['2xx'] + result.non2xx,
-    succeeded: result['2xx'],
-    errors: result.errors,
-    seconds: result.duration,
-  }),
-);
+  headers = {},
+  bodiesFile,
+  connections = 20,
+  rate,
+  amount,
+  inTurn = false,
+}) {
+  const target = new URL(url);
+  const bodies = JSON.parse(readFileSync(bodiesFile, 'utf8'));
+  const contentType = 'content-type' in headers ? [] : [['content-type', 'application/json']];
+  const head = [
+    `POST ${target.pathname} HTTP/1.1`,
+    `host: ${target.host}`,
+    ...[...contentType, ...Object.entries(headers)].map(([name, value]) => `${name}: ${value}`),
+  ].join('\r\n');
+  const histogram = createHistogram({ lowest: 1, highest: LONGEST_US, figures: 3 });
+  const free = [];
+  const due = [];
+  let asked = 0;
+  let answered = 0;
+  let succeeded = 0;
+  let errors = 0;
+  let end;
+  const done = new Promise((resolve) => {
+    end = resolve;
+  });
+
+  const isOver = () => (amount === undefined ? performance.now() >= endsAt : asked >= amount);
+
+  function requestText() {
+    const body = bodies[inTurn ? asked % bodies.length : Math.floor(Math.random() * bodies.length)];
+    asked++;
+    return `${head}\r\ncontent-length: ${Buffer.byteLength(body)}\r\n\r\n${body}`;
+  }
+
+  function connect() {
+    return new Promise((resolve, reject) => {
+      const socket = net.connect({ host: target.hostname, port: Number(target.port), noDelay: true });
+      const line = { socket, dueAt: undefined, received: undefined, bodyEnd: 0 };
+      socket.once('connect', () => resolve(line));
+      socket.on('error', (error) => {
+        reject(error);
+        fail(line);
+      });
+      socket.on('close', () => fail(line));
+      socket.on('data', (chunk) => read(line, chunk));
+    });
+  }
+
+  function fail(line) {
+    if (line.dueAt === undefined) return;
+    line.dueAt = undefined;
+    errors++;
+    finish();
+  }
+
+  function send(line, dueAt) {
+    line.dueAt = dueAt;
+    line.socket.write(requestText(), 'latin1');
+  }
+
+  function read(line, chunk) {
+    line.received = line.received === undefined ? chunk : Buffer.concat([line.received, chunk]);
+    if (line.bodyEnd === 0) {
+      const headerEnd = line.received.indexOf(HEADER_END);
+      if (headerEnd < 0) return;
+      const header = line.received.latin1Slice(0, headerEnd).toLowerCase();
+      const at = header.indexOf('\r\ncontent-length: ');
+      line.bodyEnd =
+        headerEnd + HEADER_END.length + (at < 0 ? 0 : Number.parseInt(header.slice(at + 18), 10));
+    }
+    if (line.received.length < line.bodyEnd) return;
+    answered++;
+    // "HTTP/1.1 2": the first figure of the status.
+    if (line.received[9] === 0x32) succeeded++;
+    line.received = undefined;
+    line.bodyEnd = 0;
+    histogram.record(Math.max(1, Math.round((performance.now() - line.dueAt) * 1000)));
+    line.dueAt = undefined;
+    proceed(line);
+  }
+
+  /** A line that was answered asks again, or takes what is due. */
+  function proceed(line) {
+    const next = rate === undefined ? (isOver() ? undefined : performance.now()) : due.shift();
+    if (next !== undefined) return send(line, next);
+    free.push(line);
+    finish();
+  }
+
+  function finish() {
+    if (!isOver() || due.length > 0 || answered + errors < asked) return;
+    for (const line of free) line.socket.destroy();
+    end({
+      answered,
+      succeeded,
+      errors,
+      seconds: (performance.now() - begunAt) / 1000,
+      p50Us: histogram.percentile(50),
+      p99Us: histogram.percentile(99),
+      maxUs: histogram.max,
+    });
+  }
+
+  const lines = await Promise.all(Array.from({ length: connections }, connect));
+  const begunAt = performance.now();
+  setTimeout(
+    () => {
+      errors += asked - answered - errors;
+      due.length = 0;
+      finish();
+    },
+    (amount === undefined ? endsAt - begunAt : LONGEST_US / 1000) + GRACE_MS,
+  );
+  if (rate === undefined) {
+    for (const line of lines) proceed(line);
+    return { done };
+  }
+
+  free.push(...lines);
+  let nextAt = performance.now();
+  const pace = () => {
+    const now = performance.now();
+    while (nextAt <= now && nextAt < endsAt) {
+      const line = free.pop();
+      if (line === undefined) due.push(nextAt);
+      else send(line, nextAt);
+      nextAt += (-Math.log(1 - Math.random()) / rate) * 1000;
+    }
+    if (nextAt < endsAt) {
+      // A timer is late by a millisecond: only a long pause is worth one.
+      if (nextAt - now > 5) setTimeout(pace, nextAt - now - 2);
+      else setImmediate(pace);
+    } else if (isOver()) finish();
+    else setTimeout(pace, endsAt - now);
+  };
+  pace();
+  return { done };
+}

@@ -3,11 +3,13 @@ import { mkdir, readFile, writeFile } from 'node:fs/promises';
 import { availableParallelism, cpus, totalmem } from 'node:os';
 import { parseArgs, promisify } from 'node:util';
 import { changes } from './figures/changes.ts';
-import { cold } from './figures/cold.ts';
+import { cold, memo } from './figures/cold.ts';
 import { create } from './figures/create.ts';
 import { faults } from './figures/faults.ts';
+import { memory } from './figures/memory.ts';
+import { size, start } from './figures/size.ts';
 import { unminted } from './figures/unminted.ts';
-import { warm } from './figures/warm.ts';
+import { crowd, many, warm } from './figures/warm.ts';
 import { type Bench, openBench } from './harness.ts';
 
 /** One line of the table. */
@@ -27,13 +29,21 @@ export interface Options {
   readonly seconds: number;
   /** How many keys are revoked under faults. */
   readonly revocations: number;
+  /** How many keys memory is filled with. */
+  readonly cached: number;
 }
 
 const MEASUREMENTS: Record<string, (bench: Bench, options: Options) => Promise<Figure[]>> = {
-  create,
-  cold,
-  unminted,
   warm,
+  many,
+  unminted,
+  crowd,
+  memo,
+  cold,
+  memory,
+  start,
+  size,
+  create,
   changes,
   faults,
 };
@@ -44,12 +54,14 @@ const { values, positionals } = parseArgs({
     rounds: { type: 'string', default: '7' },
     seconds: { type: 'string', default: '3' },
     revocations: { type: 'string', default: '10000' },
+    cached: { type: 'string', default: '1000000' },
   },
 });
 const options: Options = {
   rounds: Number(values.rounds),
   seconds: Number(values.seconds),
   revocations: Number(values.revocations),
+  cached: Number(values.cached),
 };
 const chosen = positionals.length === 0 ? Object.keys(MEASUREMENTS) : positionals;
 

@@ -17,7 +17,7 @@ export interface MintedKey {
   readonly token: string;
 }
 
-/** Tokens with the right tag for `KEY_SECRET`. */
+/** Tokens with the right tag for `KEY_SECRET`. Their keys have no rate limit: what one costs is a figure of its own. */
 export function mintKeys(count: number): MintedKey[] {
   return Array.from({ length: count }, () => {
     const id = newKeyId(Date.now());
@@ -72,8 +72,8 @@ async function insertKeys(
 ): Promise<void> {
   await database.query("INSERT INTO workspaces (id) VALUES ('ws_bench') ON CONFLICT DO NOTHING");
   await database.query(
-    `INSERT INTO api_keys (id, workspace_id, environment, name, prefix, last_characters, hash, secret_id, scopes, rate_limit, rate_limit_window_seconds, created_at)
-     SELECT id, 'ws_bench', 'live', 'Bench', 'ck_live_', last, hash, (SELECT min(id) FROM key_secrets), '{read}', 1000, 3600,
+    `INSERT INTO api_keys (id, workspace_id, environment, name, prefix, last_characters, hash, secret_id, scopes, created_at)
+     SELECT id, 'ws_bench', 'live', 'Bench', 'ck_live_', last, hash, (SELECT min(id) FROM key_secrets), '{read}',
             ${CREATED_AT_OF_ID}
        FROM unnest($1::uuid[], $2::text[], $3::text[]) AS made (id, last, hash)`,
     [keys.map(({ id }) => keyIdToUuid(id)), keys.map(({ token }) => token.slice(-4)), hashes],
@@ -114,10 +114,10 @@ export async function fillWithKeys(database: BenchDatabase, { count, workspaces 
   );
   await query(
     `WITH first AS (SELECT (extract(epoch FROM now()) * 1000)::bigint - ${count} AS ms)
-     INSERT INTO api_keys (id, workspace_id, environment, name, prefix, last_characters, hash, secret_id, scopes, rate_limit, rate_limit_window_seconds, created_at)
+     INSERT INTO api_keys (id, workspace_id, environment, name, prefix, last_characters, hash, secret_id, scopes, created_at)
      SELECT (lpad(to_hex(ms + n), 12, '0') || '7' || left(random, 3) || '8' || right(random, 15))::uuid,
             'ws_' || n % ${workspaces}, 'live', 'Key ' || n, 'ck_live_', 'AAAA', '${SOME_HASH}',
-            (SELECT min(id) FROM key_secrets), '{read}', 1000, 3600, timestamptz 'epoch' + (ms + n) * interval '1 millisecond'
+            (SELECT min(id) FROM key_secrets), '{read}', timestamptz 'epoch' + (ms + n) * interval '1 millisecond'
        FROM first, generate_series(1, ${count}) AS n, md5(n::text) AS random`,
   );
   for (const { definition } of indexes) await query(definition);

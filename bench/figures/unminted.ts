@@ -5,16 +5,13 @@ import { unmintedTokens } from './keys.ts';
 /** Tokens of the right checksum that this deployment did not mint, against the bare route; and what the database saw. */
 export async function unminted(bench: Bench, { rounds, seconds }: Options): Promise<Figure[]> {
   const database = await bench.createDatabase('bench_unminted');
-  const service = await bench.service(database.url);
+  // Nothing but the requests has a reason to ask the database while this runs.
+  const service = await bench.service(database.url, { LEASE_SECONDS: '300' });
   const token = service.token ?? '';
   const bodies = unmintedTokens(1_000).map((key) => JSON.stringify({ key }));
   const answer = await call(service, token, '/v1/introspect', { body: JSON.parse(bodies[0] ?? '{}') });
   const bare = await bench.bare(JSON.stringify(answer).length);
-  const lookups = async () => {
-    const metrics = await (await fetch(`${service.url}/metrics`)).text();
-    return Number(/claviger_lookups_total\{way="database"\} (\d+)/.exec(metrics)?.[1]);
-  };
-  const before = await lookups();
+  const before = await countStatements(database.query);
   const { ratio, control, oursUs, yardstickUs } = await compare(bench, {
     yardstick: [bare, { url: `${bare.url}/bare`, bodies, seconds }],
     ours: [
@@ -23,7 +20,8 @@ export async function unminted(bench: Bench, { rounds, seconds }: Options): Prom
     ],
     rounds,
   });
-  const queries = (await lookups()) - before;
+  const after = await countStatements(database.query);
+  const reads = after.reads - before.reads;
   await service.stop();
   await bare.stop('SIGKILL');
   return [
@@ -31,15 +29,32 @@ export async function unminted(bench: Bench, { rounds, seconds }: Options): Prom
       name: 'bogus tokens ÷ bare route',
       value: ratio,
       unit: '',
-      aim: { text: '≥ 0.75', reached: ratio >= 0.75 },
+      aim: { text: '≥ 0.80', reached: ratio >= 0.8 },
       control,
-      detail: `${oursUs.toFixed(0)} µs against ${yardstickUs.toFixed(0)} µs of CPU`,
+      detail: `${oursUs.toFixed(1)} µs against ${yardstickUs.toFixed(1)} µs of CPU`,
     },
     {
-      name: 'key reads of the database meanwhile',
-      value: queries,
+      name: 'reads of keys by the database meanwhile',
+      value: reads,
       unit: '',
-      aim: { text: '0', reached: queries === 0 },
+      aim: { text: '0', reached: reads === 0 },
+      detail: `scans of api_keys and verified_secrets; ${after.transactions - before.transactions} transactions for the whole service, the bench's own look among them`,
     },
   ];
+}
+
+type Query = <Row extends Record<string, unknown>>(sql: string) => Promise<Row[]>;
+
+/** A session tells of its own figures once it has been idle for so long (PGSTAT_IDLE_INTERVAL). */
+const TOLD_WITHIN_MS = 11_000;
+
+/** What PostgreSQL counted. */
+async function countStatements(query: Query): Promise<{ reads: number; transactions: number }> {
+  await new Promise((resolve) => setTimeout(resolve, TOLD_WITHIN_MS));
+  const [row] = await query<{ reads: string; transactions: string }>(
+    `SELECT (SELECT sum(seq_scan + coalesce(idx_scan, 0)) FROM pg_stat_user_tables
+              WHERE relname IN ('api_keys', 'verified_secrets')) AS reads,
+            (SELECT xact_commit + xact_rollback FROM pg_stat_database WHERE datname = current_database()) AS transactions`,
+  );
+  return { reads: Number(row?.reads), transactions: Number(row?.transactions) };
 }

@@ -1,35 +1,171 @@
-import { type Bench, call, compare } from '../harness.ts';
+import {
+  type Bench,
+  call,
+  compare,
+  compareLatency,
+  cpuPerRequest,
+  halfOfSaturation,
+  type Load,
+  loads,
+  type Process,
+} from '../harness.ts';
 import type { Figure, Options } from '../run.ts';
+import { storeHashedKeys, storeKeysWithMemo, unmintedTokens } from './keys.ts';
 
-/** A key in memory, against the bare route with the same body and answer size. */
+const MANY_KEYS = 100_000;
+const NEW_KEYS_A_SECOND = 20;
+/** Enough that an open stream hardly ever finds none of them free. */
+const OPEN_CONNECTIONS = 64;
+
+interface Instance {
+  readonly service: Process;
+  /** Introspections with these bodies. */
+  introspect(bodies: readonly string[]): Load;
+}
+
+async function startInstance(
+  bench: Bench,
+  url: string,
+  settings: Record<string, string> = {},
+): Promise<Instance & { token: string }> {
+  const service = await bench.service(url, settings);
+  const token = service.token ?? '';
+  return {
+    service,
+    token,
+    introspect: (bodies) => ({
+      url: `${service.url}/v1/introspect`,
+      headers: { authorization: `Bearer ${token}` },
+      bodies,
+    }),
+  };
+}
+
+/** The size of a real answer, so that the yardstick's has the same. */
+async function answerSize({ service, token }: { service: Process; token: string }, body: unknown) {
+  return JSON.stringify(await call(service, token, '/v1/introspect', { body })).length;
+}
+
+const bodyOf = ({ token }: { token: string }) => JSON.stringify({ key: token, scopes: ['read'] });
+
+/** A key in memory, against the bare route with the same body and answer size: CPU, then latency at a fixed rate. */
 export async function warm(bench: Bench, { rounds, seconds }: Options): Promise<Figure[]> {
   const database = await bench.createDatabase('bench_warm');
-  const service = await bench.service(database.url);
-  const token = service.token ?? '';
-  const created = await call(service, token, '/v1/api-keys', {
-    body: { workspace_id: 'ws_bench', name: 'Bench', scopes: ['read'] },
-  });
-  const body = { key: created.data.key, scopes: ['read'] };
-  const answer = await call(service, token, '/v1/introspect', { body });
-  const bare = await bench.bare(JSON.stringify(answer).length);
-  const bodies = [JSON.stringify(body)];
-  const { ratio, control, oursUs, yardstickUs } = await compare(bench, {
-    yardstick: [bare, { url: `${bare.url}/bare`, bodies, seconds }],
-    ours: [
-      service,
-      { url: `${service.url}/v1/introspect`, headers: { authorization: `Bearer ${token}` }, bodies, seconds },
-    ],
+  const ours = await startInstance(bench, database.url);
+  const [key] = await storeKeysWithMemo(database, 1);
+  const bodies = key === undefined ? [] : [bodyOf(key)];
+  const bare = await bench.bare(await answerSize(ours, JSON.parse(bodies[0] ?? '{}')));
+  const yardstick: Load = { url: `${bare.url}/bare`, bodies };
+
+  const cpu = await compare(bench, {
+    yardstick: [bare, { ...yardstick, seconds }],
+    ours: [ours.service, { ...ours.introspect(bodies), seconds }],
     rounds,
   });
-  await service.stop();
+  const open = { rate: halfOfSaturation(cpu.oursUs), connections: OPEN_CONNECTIONS, seconds };
+  const latency = await compareLatency(bench, {
+    yardstick: [{ ...yardstick, ...open }],
+    ours: () => [{ ...ours.introspect(bodies), ...open }],
+    rounds,
+  });
+  await ours.service.stop();
   await bare.stop('SIGKILL');
   return [
     {
       name: 'warm introspection ÷ bare route',
+      value: cpu.ratio,
+      unit: '',
+      aim: { text: '≥ 0.80', reached: cpu.ratio >= 0.8 },
+      control: cpu.control,
+      detail: `${cpu.oursUs.toFixed(1)} µs against ${cpu.yardstickUs.toFixed(1)} µs of CPU`,
+    },
+    {
+      name: 'p99 latency at half of saturation ÷ the bare route’s',
+      value: latency.ratio,
+      unit: '',
+      aim: { text: '≤ 1.5', reached: latency.ratio <= 1.5 },
+      control: latency.control,
+      detail: `${latency.oursUs.toFixed(0)} µs against ${latency.yardstickUs.toFixed(0)} µs, both at ${open.rate} a second, half of what one core can answer of ours`,
+    },
+  ];
+}
+
+/** Many keys in memory, one chosen at random for each request, against one key. */
+export async function many(bench: Bench, { rounds, seconds }: Options): Promise<Figure[]> {
+  const database = await bench.createDatabase('bench_many');
+  const { service, introspect } = await startInstance(bench, database.url);
+  const bodies = (await storeKeysWithMemo(database, MANY_KEYS)).map(bodyOf);
+  const filling = await loads(bench, [{ ...introspect(bodies), inTurn: true, amount: MANY_KEYS }]);
+  if (filling.streams[0]?.succeeded !== MANY_KEYS) throw new Error('not every key was answered');
+  const { ratio, control, oursUs, yardstickUs } = await compare(bench, {
+    yardstick: [service, { ...introspect(bodies.slice(0, 1)), seconds }],
+    ours: [service, { ...introspect(bodies), seconds }],
+    rounds,
+  });
+  await service.stop();
+  return [
+    {
+      name: `${MANY_KEYS} keys at random ÷ one key`,
       value: ratio,
       unit: '',
+      aim: { text: '≥ 0.85', reached: ratio >= 0.85 },
       control,
-      detail: `${oursUs.toFixed(0)} µs against ${yardstickUs.toFixed(0)} µs of CPU`,
+      detail: `${oursUs.toFixed(1)} µs against ${yardstickUs.toFixed(1)} µs of CPU`,
+    },
+  ];
+}
+
+/** What honest callers feel while others send bogus tokens, and while keys come that no instance has seen. */
+export async function crowd(bench: Bench, { rounds, seconds }: Options): Promise<Figure[]> {
+  const database = await bench.createDatabase('bench_crowd');
+  const { service, introspect } = await startInstance(bench, database.url, { VERIFICATION_MEMO: 'off' });
+  const [honest] = await storeHashedKeys(database, 1);
+  const bodies = honest === undefined ? [] : [bodyOf(honest)];
+  await cpuPerRequest(bench, service, { ...introspect(bodies), seconds });
+  const cpuUs = await cpuPerRequest(bench, service, { ...introspect(bodies), seconds });
+  const open = { connections: OPEN_CONNECTIONS, seconds, rate: Math.floor(halfOfSaturation(cpuUs) / 2) };
+  const alone: Load = { ...introspect(bodies), ...open };
+
+  const bogus = await compareLatency(bench, {
+    yardstick: [alone],
+    ours: () => [
+      alone,
+      { ...introspect(unmintedTokens(1_000).map((key) => JSON.stringify({ key }))), ...open },
+    ],
+    rounds,
+  });
+
+  const perRound = Math.ceil(NEW_KEYS_A_SECOND * seconds * 1.5);
+  const never = (await storeHashedKeys(database, perRound * (rounds + 1))).map(bodyOf);
+  let used = 0;
+  const fresh = await compareLatency(bench, {
+    yardstick: [alone],
+    ours() {
+      const bodies = never.slice(used, used + perRound);
+      used += perRound;
+      return [alone, { ...introspect(bodies), inTurn: true, ...open, rate: NEW_KEYS_A_SECOND }];
+    },
+    rounds,
+  });
+  await service.stop();
+  const described = ({ oursUs, yardstickUs }: { oursUs: number; yardstickUs: number }) =>
+    `${oursUs.toFixed(0)} µs against ${yardstickUs.toFixed(0)} µs; ${open.rate} honest requests a second, a quarter of what one core can answer`;
+  return [
+    {
+      name: 'p99 of honest callers while half of the requests are bogus ÷ without',
+      value: bogus.ratio,
+      unit: '',
+      aim: { text: '≤ 1.5', reached: bogus.ratio <= 1.5 },
+      control: bogus.control,
+      detail: described(bogus),
+    },
+    {
+      name: `… while ${NEW_KEYS_A_SECOND} never-seen keys a second arrive ÷ without`,
+      value: fresh.ratio,
+      unit: '',
+      aim: { text: '≤ 5', reached: fresh.ratio <= 5 },
+      control: fresh.control,
+      detail: described(fresh),
     },
   ];
 }
