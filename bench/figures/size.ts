@@ -14,19 +14,17 @@ const SAMPLED_KEYS = 10_000;
 /** Argon2 would hide what the database takes for a creation. */
 const CHEAP_ARGON2 = { ARGON2_MEMORY_KIB: '1024', ARGON2_TIME_COST: '1' };
 
-/** From the start of the process until it is ready, with a million keys in the database. */
+/** From the start of the process until it is ready, with a million keys in the database; and with none. */
 export async function start(bench: Bench, { rounds }: Options): Promise<Figure[]> {
-  const database = await bench.createDatabase('bench_start');
-  const first = await bench.service(database.url);
-  await first.stop();
-  await fillWithKeys(database, { count: START_KEYS, workspaces: WORKSPACES });
+  const full = await bench.createDatabase('bench_start');
+  const empty = await bench.createDatabase('bench_start_empty');
+  for (const { url } of [full, empty]) await (await bench.service(url)).stop();
+  await fillWithKeys(full, { count: START_KEYS, workspaces: WORKSPACES });
   const taken: number[] = [];
+  const takenEmpty: number[] = [];
   for (let round = 0; round < rounds; round++) {
-    const startedAt = performance.now();
-    const service = await bench.service(database.url);
-    while (!(await fetch(`${service.url}/readyz`)).ok) await sleep(5);
-    taken.push(performance.now() - startedAt);
-    await service.stop('SIGKILL');
+    taken.push(await startTime(bench, full.url));
+    takenEmpty.push(await startTime(bench, empty.url));
   }
   const value = median(taken) / 1000;
   return [
@@ -35,9 +33,18 @@ export async function start(bench: Bench, { rounds }: Options): Promise<Figure[]
       value,
       unit: 's',
       aim: { text: '≤ 1.5 s', reached: value <= 1.5 },
-      detail: `${Math.max(...taken).toFixed(0)} ms at worst`,
+      detail: `with an empty database ${(median(takenEmpty) / 1000).toFixed(2)} s`,
     },
   ];
+}
+
+async function startTime(bench: Bench, databaseUrl: string): Promise<number> {
+  const startedAt = performance.now();
+  const service = await bench.service(databaseUrl);
+  while (!(await fetch(`${service.url}/readyz`)).ok) await sleep(5);
+  const tookMs = performance.now() - startedAt;
+  await service.stop();
+  return tookMs;
 }
 
 type Calls = Record<'list' | 'get' | 'create', () => Promise<unknown>>;
