@@ -133,7 +133,7 @@ export function createKeyLifecycle(options: KeyLifecycleOptions): KeyLifecycle {
       return database.transaction(async (executor) => {
         await around?.before(executor);
         const { limits } = await lockOrMakeWorkspace(executor, made.key.workspaceId);
-        if (made.key.workspaceId !== SYSTEM_WORKSPACE) await refuseUnknownScopes(executor, newKey.scopes);
+        await refuseUnknownScopes(executor, made.key, newKey.scopes);
         const key = await keepToPlan(executor, limits, made.key);
         const created = await maker.insert(executor, actorOf(caller, origin), { ...made, key });
         await around?.after(executor, created);
@@ -161,7 +161,7 @@ export function createKeyLifecycle(options: KeyLifecycleOptions): KeyLifecycle {
         if (faults.length > 0) throw invalidInput(...faults);
         const after = keepChangeToPlan(limits, before, patched);
         refuseExcess(caller, after);
-        if (after.workspaceId !== SYSTEM_WORKSPACE) await refuseUnknownScopes(executor, patch.scopes ?? []);
+        await refuseUnknownScopes(executor, after, patch.scopes ?? []);
         await keepAnAdmin(executor, before, after, nowMs);
         const changes = changedMembers(keyShown(before), keyShown(after));
         if (changes === undefined) return keyChanged(before, { repeated: true });

@@ -11,6 +11,7 @@ import type { Membership, Propagation } from '../verification/membership.ts';
 import { actorOf, keyEndShown, type Origin } from './audit.ts';
 import type { CreatedKey, KeyMaker } from './key-maker.ts';
 import { lockVisible, noSuchKey, refuseExcess } from './key-rules.ts';
+import { refuseUnknownScopes } from './scopes.ts';
 
 /** What the transaction that makes a key does besides: `before` all else, and `after` all of it. */
 export interface Around {
@@ -75,6 +76,7 @@ export function createRotation({
         const successor = successorOf(before, made.key, limits);
         refuseWithoutKeys(limits);
         refuseScopesBeyond(limits, successor.scopes);
+        await refuseUnknownScopes(executor, successor, successor.scopes);
         refuseExcess(caller, successor);
 
         const actor = actorOf(caller, origin);

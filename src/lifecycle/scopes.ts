@@ -2,8 +2,9 @@ import { isDeepStrictEqual } from 'node:util';
 import { v7 as uuidv7 } from 'uuid';
 import type { Caller } from '../domain/caller.ts';
 import { Failure, type InputFault, invalidInput } from '../domain/errors.ts';
-import type { JsonObject } from '../domain/key.ts';
+import type { JsonObject, Key } from '../domain/key.ts';
 import { catalogueFaults, type ScopeEntry, scopeEntryFaults } from '../domain/scope-catalogue.ts';
+import { SYSTEM_WORKSPACE } from '../domain/workspace.ts';
 import { appendAuditEvent } from '../storage/audit.ts';
 import type { Executor } from '../storage/database.ts';
 import { readDatabaseTime } from '../storage/keys.ts';
@@ -110,16 +111,20 @@ export function noSuchScope(): Failure {
 }
 
 /**
- * Refuses scopes that the catalogue does not know, by name. For what a request gives to a key outside of `system`:
- * what a key holds already stays with it when the catalogue changes.
+ * Refuses scopes that the catalogue does not know, by name: those that a request gives to a key, or to the successor
+ * of one. What a key holds stays with it otherwise when the catalogue changes. Service keys have permissions instead.
  *
  * No lock is held against changes of the catalogue: a key that is made while an entry is deleted is like one that was
  * made before.
  *
  * @throws Failure `invalid_request` naming each.
  */
-export async function refuseUnknownScopes(executor: Executor, given: readonly string[]): Promise<void> {
-  if (given.length === 0) return;
+export async function refuseUnknownScopes(
+  executor: Executor,
+  { workspaceId }: Pick<Key, 'workspaceId'>,
+  given: readonly string[],
+): Promise<void> {
+  if (given.length === 0 || workspaceId === SYSTEM_WORKSPACE) return;
   const unknown = new Set(await listUnknownScopes(executor, given));
   if (unknown.size === 0) return;
   const faults = given.flatMap((scope, index): InputFault[] =>

@@ -252,6 +252,20 @@ describe('a key', () => {
     await app.createKey({ scopes: ['anything'] });
   });
 
+  test('is rotated as long as the catalogue knows what its successor would be given', async () => {
+    const app = await appOfTest();
+    const { id } = await app.createKey({ scopes: ['read', 'legacy'] });
+    await put(app, 'read');
+    expectFault(await app.post(`/v1/api-keys/${id}/rotate`, {}), 'scopes.1', /"legacy"/);
+    expect((await app.get(`/v1/api-keys/${id}`)).body.data).toMatchObject({
+      rotated_to: null,
+      expires_at: null,
+    });
+    await app.patch(`/v1/api-keys/${id}`, { scopes: ['read'] });
+    const rotated = await app.post(`/v1/api-keys/${id}/rotate`, {});
+    expect(rotated.body.data).toMatchObject({ scopes: ['read'], rotated_from: id });
+  });
+
   test('of the workspace system has permissions, which the catalogue has no say in', async () => {
     const app = await appOfTest();
     await put(app, 'read', READ);
@@ -260,6 +274,7 @@ describe('a key', () => {
     expect((await app.introspect('x', {}, { as: token })).status).toBe(200);
     // Nor does an implication reach them.
     await put(app, 'introspectors', { implies: ['read'] });
+    expect((await app.post(`/v1/api-keys/${id}/rotate`, {})).status).toBe(201);
     expectProblem(await app.get('/v1/api-keys', { as: token }), 'forbidden');
   });
 });
