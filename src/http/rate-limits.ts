@@ -41,7 +41,7 @@ export function registerRateLimitRoutes({ callers, database, lookAtQuota }: Rate
           operationId: 'getRateLimit',
           summary: "See how a key's rate limit stands",
           description:
-            'The current window, over all instances; nothing is spent. What an instance holds that does not answer within half a second counts as unspent.',
+            'The current window, over all instances; nothing is spent. What an instance holds that does not answer within a second counts as unspent.',
           security: schemas.callerWith('keys:read'),
           params: z.object({ id: z.string().describe('The id of the key: `key_…`.') }),
           response: {

@@ -5,7 +5,7 @@ import { callStock, readCounter } from '../storage/rate-windows.ts';
 import { type Quota, subjectOf } from './quota.ts';
 
 /** Holders of stock answer a call within milliseconds; one that is dead or cut off never does. */
-const CALL_WITHIN_MS = 500;
+const CALL_WITHIN_MS = 1_000;
 const LOOK_EVERY_MS = 20;
 
 /** Tells how a limit stands in the window that the database's clock is in, over all instances, and spends nothing. */
