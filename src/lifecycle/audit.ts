@@ -1,7 +1,8 @@
 import { isDeepStrictEqual } from 'node:util';
 import type { Caller } from '../domain/caller.ts';
 import type { JsonObject, Key } from '../domain/key.ts';
-import type { Restrictions } from '../domain/restriction.ts';
+import type { RouteRuleText } from '../domain/route-pattern.ts';
+import type { ScopeEntry } from '../domain/scope-catalogue.ts';
 import { isoTime } from '../domain/time.ts';
 import type { WorkspaceSettings } from '../domain/workspace.ts';
 import type { Actor } from '../storage/audit.ts';
@@ -25,7 +26,11 @@ export function keyShown(key: Key): JsonObject {
     restrictions:
       key.restrictions === null
         ? null
-        : { ...key.restrictions, allowed_endpoints: endpointsOf(key.restrictions) },
+        : {
+            ...key.restrictions,
+            allowed_endpoints:
+              key.restrictions.allowed_endpoints && routesShown(key.restrictions.allowed_endpoints),
+          },
     rate_limit: key.rateLimit === null ? null : { ...key.rateLimit },
     metadata: key.metadata,
     created_by: key.createdBy,
@@ -57,9 +62,14 @@ export function workspaceShown({ name, limits, rateLimit, disabled }: WorkspaceS
   };
 }
 
-function endpointsOf({ allowed_endpoints: endpoints }: Restrictions): JsonObject[] | null {
-  if (endpoints === null) return null;
-  return endpoints.map(({ methods, path }) => ({ methods: methods == null ? null : [...methods], path }));
+/** An entry of the scope catalogue as an audit event shows it. */
+export function scopeShown({ name, description, implies, grants }: ScopeEntry): JsonObject {
+  return { name, description, implies: [...implies], grants: routesShown(grants) };
+}
+
+/** Routes with all their members, so that two of them are compared by what they mean. */
+function routesShown(routes: readonly RouteRuleText[]): JsonObject[] {
+  return routes.map(({ methods, path }) => ({ methods: methods == null ? null : [...methods], path }));
 }
 
 /** The members that differ, as they were and as they are; `undefined` where none does. */

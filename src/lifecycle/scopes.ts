@@ -1,8 +1,7 @@
-import { isDeepStrictEqual } from 'node:util';
 import { v7 as uuidv7 } from 'uuid';
 import type { Caller } from '../domain/caller.ts';
 import { Failure, type InputFault, invalidInput } from '../domain/errors.ts';
-import type { JsonObject, Key } from '../domain/key.ts';
+import type { Key } from '../domain/key.ts';
 import { catalogueFaults, type ScopeEntry, scopeEntryFaults } from '../domain/scope-catalogue.ts';
 import { SYSTEM_WORKSPACE } from '../domain/workspace.ts';
 import { appendAuditEvent } from '../storage/audit.ts';
@@ -17,7 +16,7 @@ import {
   type StoredScope,
 } from '../storage/scopes.ts';
 import type { Membership, Propagation } from '../verification/membership.ts';
-import { actorOf, type Origin } from './audit.ts';
+import { actorOf, changedMembers, type Origin, scopeShown } from './audit.ts';
 
 /** An entry after a change that holds on every instance by now. */
 export interface ChangedScope {
@@ -46,12 +45,11 @@ export function createScopeLifecycle(membership: Pick<Membership, 'change'>): Sc
         await lockCatalogue(executor);
         const entries = await loadCatalogue(executor);
         const before = entries.find(({ name }) => name === entry.name);
-        const others = entries.filter((other) => other !== before);
-        const clashes = catalogueFaults(entry, others);
+        const clashes = catalogueFaults(
+          entry,
+          entries.filter((other) => other !== before),
+        );
         if (clashes.length > 0) throw invalidInput(...clashes);
-        if (before !== undefined && isDeepStrictEqual(shown(before), shown(entry))) {
-          return { result: before, subject: CATALOGUE, repeated: true };
-        }
         const now = Math.floor(await readDatabaseTime(executor));
         const after: StoredScope = {
           ...entry,
@@ -59,6 +57,8 @@ export function createScopeLifecycle(membership: Pick<Membership, 'change'>): Sc
           createdAt: before?.createdAt ?? now,
           updatedAt: now,
         };
+        const changes = changesOf(before, after);
+        if (changes === undefined) return { result: before ?? after, subject: CATALOGUE, repeated: true };
         await putScope(executor, after);
         await appendAuditEvent(
           executor,
@@ -68,8 +68,7 @@ export function createScopeLifecycle(membership: Pick<Membership, 'change'>): Sc
             workspaceId: null,
             keyId: null,
             target: entry.name,
-            before: before === undefined ? null : shown(before),
-            after: shown(after),
+            ...changes,
           },
           now,
         );
@@ -93,7 +92,7 @@ export function createScopeLifecycle(membership: Pick<Membership, 'change'>): Sc
             workspaceId: null,
             keyId: null,
             target: name,
-            before: shown(before),
+            before: scopeShown(before),
             after: null,
           },
           await readDatabaseTime(executor),
@@ -156,12 +155,8 @@ function normalForm({ name, description, implies, grants }: ScopeEntry): ScopeEn
   };
 }
 
-/** An entry as an audit event shows it. */
-function shown({ name, description, implies, grants }: ScopeEntry): JsonObject {
-  return {
-    name,
-    description,
-    implies: [...implies],
-    grants: grants.map(({ methods, path }) => ({ methods: methods == null ? null : [...methods], path })),
-  };
+/** What a PUT changes: all of an entry that is new, else the members that differ. */
+function changesOf(before: ScopeEntry | undefined, after: ScopeEntry) {
+  if (before === undefined) return { before: null, after: scopeShown(after) };
+  return changedMembers(scopeShown(before), scopeShown(after));
 }

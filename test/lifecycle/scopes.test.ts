@@ -201,22 +201,28 @@ describe('the catalogue', () => {
 
   test('tells the audit trail what an entry was and became, and nothing where nothing changed', async () => {
     const app = await appOfTest();
-    await put(app, 'read', READ);
-    await put(app, 'read', READ);
-    await put(app, 'read', {});
-    await app.delete('/v1/scopes/read');
-    await app.delete('/v1/scopes/read');
-    const events = await app.database.query(
-      "SELECT action, workspace_id, key_id, target, before, after FROM audit_events WHERE action LIKE 'scope.%' ORDER BY at, id",
-    );
-    const read = { name: 'read', implies: [], ...READ };
-    const empty = { name: 'read', description: null, implies: [], grants: [] };
-    const common = { workspace_id: null, key_id: null, target: 'read' };
-    expect(events).toEqual([
-      { ...common, action: 'scope.created', before: null, after: read },
-      { ...common, action: 'scope.updated', before: read, after: empty },
-      { ...common, action: 'scope.deleted', before: empty, after: null },
+    const { id, token } = await app.createServiceKey(['scopes:write']);
+    const as = { as: token };
+    await app.put('/v1/scopes/read', READ, as);
+    await app.put('/v1/scopes/read', READ, as);
+    await app.put('/v1/scopes/read', { description: READ.description }, as);
+    await app.delete('/v1/scopes/read', undefined, as);
+    await app.delete('/v1/scopes/read', undefined, as);
+    const { body } = await app.get(`/v1/audit-events?actor=${id}`);
+    const { description, grants } = READ;
+    const common = { actor: id, target: { type: 'scope', id: 'read' }, workspace_id: null, key_id: null };
+    const emptied = { name: 'read', description, implies: [], grants: [] };
+    expect(body.data).toMatchObject([
+      { ...common, action: 'scope.deleted', before: emptied, after: null },
+      { ...common, action: 'scope.updated', before: { grants }, after: { grants: [] } },
+      {
+        ...common,
+        action: 'scope.created',
+        before: null,
+        after: { name: 'read', description, implies: [], grants },
+      },
     ]);
+    expect(Object.keys(body.data[1].after)).toEqual(['grants']);
   });
 });
 

@@ -267,6 +267,35 @@ describe('a stored workspace', () => {
   });
 });
 
+describe('a stored scope', () => {
+  beforeAll(async () => {
+    await database.query(
+      `INSERT INTO scopes (name, id, implies, grants, created_at, updated_at)
+       VALUES ('read', gen_random_uuid(), '{}', '[]', now(), now())`,
+    );
+  });
+
+  test.each([
+    ["name = 'Read'", 'scopes_name_form'],
+    ["name = 'a:'", 'scopes_name_form'],
+    ["name = ''", 'scopes_name_form'],
+    ["name = repeat('a', 65)", 'scopes_name_form'],
+    ["implies = '{list,read}'", 'scopes_implies_others'],
+    ["implies = '{list,NULL}'", 'scopes_implies_others'],
+    ["implies = array_fill('list'::text, ARRAY[65])", 'scopes_implies_others'],
+    ["grants = '{}'", 'scopes_grants_form'],
+  ])('refuses %s', async (assignment, constraint) => {
+    const change = database.query(`UPDATE scopes SET ${assignment} WHERE name = 'read'`);
+    expect(await failureOf(change)).toMatchObject({ constraint });
+  });
+
+  test('takes the longest name, and as many implied scopes as a key may hold', async () => {
+    await database.query(
+      "UPDATE scopes SET name = repeat('a', 64), implies = array_fill('list'::text, ARRAY[64]) WHERE name = 'read'",
+    );
+  });
+});
+
 test.each(['.', '..', '', 'a b', 'a/b', 'ä', 'w'.repeat(101)])(
   'the workspace id "%s" is refused',
   async (id) => {
