@@ -7,6 +7,7 @@ import { cold, memo } from './figures/cold.ts';
 import { create } from './figures/create.ts';
 import { faults } from './figures/faults.ts';
 import { memory } from './figures/memory.ts';
+import { requestLogs } from './figures/request-logs.ts';
 import { size, start } from './figures/size.ts';
 import { unminted } from './figures/unminted.ts';
 import { crowd, many, warm } from './figures/warm.ts';
@@ -31,6 +32,8 @@ export interface Options {
   readonly revocations: number;
   /** How many keys memory is filled with. */
   readonly cached: number;
+  /** How many entries the request log holds. */
+  readonly entries: number;
 }
 
 const MEASUREMENTS: Record<string, (bench: Bench, options: Options) => Promise<Figure[]>> = {
@@ -46,6 +49,7 @@ const MEASUREMENTS: Record<string, (bench: Bench, options: Options) => Promise<F
   create,
   changes,
   faults,
+  'request-logs': requestLogs,
 };
 
 const { values, positionals } = parseArgs({
@@ -55,6 +59,7 @@ const { values, positionals } = parseArgs({
     seconds: { type: 'string', default: '3' },
     revocations: { type: 'string', default: '10000' },
     cached: { type: 'string', default: '1000000' },
+    entries: { type: 'string', default: '10000000' },
   },
 });
 const options: Options = {
@@ -62,6 +67,7 @@ const options: Options = {
   seconds: Number(values.seconds),
   revocations: Number(values.revocations),
   cached: Number(values.cached),
+  entries: Number(values.entries),
 };
 const chosen = positionals.length === 0 ? Object.keys(MEASUREMENTS) : positionals;
 

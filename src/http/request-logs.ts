@@ -119,6 +119,7 @@ export function registerRequestLogRoutes({
             filters: { of, code, ip: ip === undefined ? undefined : canonical(ip) },
             stretch: { from: schemas.toTime(from), to: schemas.toTime(to), after: page.after },
             limit: page.limit,
+            nowMs: caller.now,
           });
         });
         const { shown, pagination } = page.answer(found, ({ id }) => id);
