@@ -36,6 +36,8 @@ export interface RequestLogOptions {
   wrote?(timeMs: number): void;
   /** Draws from 0 to 1, for the sample. */
   readonly draw?: () => number;
+  /** A monotonic clock, in milliseconds, that seconds are told by. */
+  readonly clock?: () => number;
   /** For tests: entries that may wait. */
   readonly maxWaiting?: number;
 }
@@ -70,8 +72,8 @@ type Class = keyof typeof SHARES;
 /** Keeps single introspections, and reports. */
 export function createRequestLog(options: RequestLogOptions): RequestLogKeeper {
   const { database, sample, observer = UNOBSERVED_RECORDING, report, wrote } = options;
-  const { draw = Math.random, maxWaiting = MAX_WAITING } = options;
-  const rate = createRate(options.perSecond);
+  const { draw = Math.random, clock = () => performance.now(), maxWaiting = MAX_WAITING } = options;
+  const rate = createRate(options.perSecond, clock);
   const known = new LRUCache<string, number>({ max: KNOWN_ADDRESSES });
   let waiting: NewLogEntry[] = [];
   let inFlight: readonly NewLogEntry[] | undefined;
@@ -166,7 +168,7 @@ export function createRequestLog(options: RequestLogOptions): RequestLogKeeper {
       const isLogged = !decision.active || (sample > 0 && draw() < sample);
       if (!isLogged && !isUnknown) return;
 
-      if (!rate.take(classOf(decision), at)) {
+      if (!rate.take(classOf(decision))) {
         if (isLogged) observer.requestLogsDropped('rate', 1);
         return;
       }
@@ -269,7 +271,7 @@ function classOf(decision: Decision): Class {
 }
 
 /** Lets so many entries pass within each second, and of each class no more than its share. */
-function createRate(perSecond: number): { take(kind: Class, atMs: number): boolean } {
+function createRate(perSecond: number, clock: () => number): { take(kind: Class): boolean } {
   const most = (kind: Class) => Math.max(1, Math.floor(perSecond * SHARES[kind]));
   const mostOf = {
     allowed: most('allowed'),
@@ -281,8 +283,8 @@ function createRate(perSecond: number): { take(kind: Class, atMs: number): boole
   let taken = 0;
   const takenOf: Record<Class, number> = { allowed: 0, invalid: 0, rate_limited: 0, refused: 0 };
   return {
-    take(kind, atMs) {
-      const now = Math.floor(atMs / 1000);
+    take(kind) {
+      const now = Math.floor(clock() / 1000);
       if (now !== second) {
         second = now;
         taken = 0;

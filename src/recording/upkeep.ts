@@ -85,12 +85,13 @@ export function createUpkeep(options: UpkeepOptions): Upkeep {
     const emptied = await step(`the catch-all of ${table.name} was not emptied`, async (executor) => {
       await emptyCatchAll(executor, table);
     });
+    // By the earlier of two clocks: one that leaps ahead must not cost what was to be kept.
+    const beforeMs =
+      retentionDays === null ? Number.NEGATIVE_INFINITY : Math.min(nowMs, now()) - retentionDays * DAY_MS;
     const made = await step(`no partitions of ${table.name} were made`, async (executor) => {
-      observer.partitionsMade((await makePartitions(executor, table, nowMs)).length);
+      observer.partitionsMade((await makePartitions(executor, table, nowMs, beforeMs)).length);
     });
     if (retentionDays === null) return emptied && made;
-    // By the earlier of two clocks: one that leaps ahead must not cost what was to be kept.
-    const beforeMs = Math.min(nowMs, now()) - retentionDays * DAY_MS;
     const dropped = await step(`old partitions of ${table.name} were not dropped`, async (executor) => {
       observer.partitionsDropped((await dropPartitions(executor, table, beforeMs)).length);
     });

@@ -109,7 +109,8 @@ export async function listPartitions(executor: Executor, { name }: PartitionedTa
 }
 
 /**
- * Makes the partitions that are missing around `nowMs`; answers their names. In a transaction of `beginUpkeep`.
+ * Makes the partitions that are missing around `nowMs`, but none that would hold nothing from `sinceMs` on, which
+ * would be dropped again; answers their names. In a transaction of `beginUpkeep`.
  *
  * A partition is made apart and then attached: that lets others read the table meanwhile, which CREATE TABLE …
  * PARTITION OF does not. Whoever writes waits these few milliseconds: a row that was on its way to the catch-all
@@ -119,9 +120,12 @@ export async function makePartitions(
   executor: Executor,
   table: PartitionedTable,
   nowMs: number,
+  sinceMs = Number.NEGATIVE_INFINITY,
 ): Promise<string[]> {
   const present = await listPartitions(executor, table);
-  const missing = periodsAround(table, nowMs).filter((period) => !isCovered(period, present));
+  const missing = periodsAround(table, nowMs).filter(
+    (period) => period.to > sinceMs && !isCovered(period, present),
+  );
   const made: string[] = [];
   if (missing.length > 0) {
     await executor.execute(sql`LOCK TABLE ${sql.raw(`public.${table.name}`)} IN SHARE ROW EXCLUSIVE MODE`);
