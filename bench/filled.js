@@ -20,7 +20,7 @@ import { hmacSha256 } from '../dist/domain/key-secret.js';
 import { createTokenMint } from '../dist/domain/token.js';
 import { createMetrics } from '../dist/metrics.js';
 import { appDependencies } from '../dist/server.js';
-import { loadKey } from '../dist/storage/keys.js';
+import { loadKeys } from '../dist/storage/keys.js';
 import { createRecordCache } from '../dist/verification/record-cache.js';
 import { createVerifier } from '../dist/verification/verifier.js';
 
@@ -48,7 +48,7 @@ const spied = {
   },
 };
 const sampleId = mint.identify(sampleToken);
-const { hash } = await loadKey(drizzle(spied), sampleId);
+const [{ hash }] = await loadKeys(drizzle(spied), [sampleId]);
 await client.end();
 const sampleUuid = keyIdToUuid(sampleId);
 
@@ -61,10 +61,9 @@ function fresh(value) {
 }
 
 let mac;
-const UUID = /^[0-9a-f]{8}-/;
 const played = drizzle({
   async query(_query, values) {
-    const uuid = values.find((value) => UUID.test(value));
+    const [[uuid]] = values;
     const row = sample.map((value) => {
       if (value === sampleUuid) return fresh(uuid);
       return Buffer.isBuffer(value) ? mac : fresh(value);

@@ -59,7 +59,7 @@ export async function readDatabaseTime(executor: Executor): Promise<number> {
   return rows[0]?.now ?? Number.NaN;
 }
 
-const loadedKey = once((executor) =>
+const loadedKeys = once((executor) =>
   executor
     .select({
       ...keyColumns,
@@ -71,22 +71,20 @@ const loadedKey = once((executor) =>
     .from(apiKeys)
     .innerJoin(workspaces, eq(workspaces.id, apiKeys.workspaceId))
     .leftJoin(verifiedSecrets, eq(verifiedSecrets.keyId, apiKeys.id))
-    .where(eq(apiKeys.id, sql.placeholder('id')))
+    .where(sql`${apiKeys.id} = ANY(${sql.placeholder('ids')}::uuid[])`)
     .prepare(UNNAMED),
 );
 
-/** Loads a key for verification: one query by primary key. */
-export async function loadKey(executor: Executor, id: KeyId): Promise<LoadedKey | undefined> {
-  const [row] = await loadedKey(executor).execute({ id: keyIdToUuid(id) });
-  return (
-    row && {
-      key: keyOf(row),
-      workspace: workspaceStateOf(row.workspace),
-      hash: row.hash,
-      memo: row.memo,
-      nowMs: row.nowMs,
-    }
-  );
+/** Loads keys for verification, those that exist, in any order: by primary key, in one query. */
+export async function loadKeys(executor: Executor, ids: readonly KeyId[]): Promise<LoadedKey[]> {
+  const rows = await loadedKeys(executor).execute({ ids: ids.map(keyIdToUuid) });
+  return rows.map((row) => ({
+    key: keyOf(row),
+    workspace: workspaceStateOf(row.workspace),
+    hash: row.hash,
+    memo: row.memo,
+    nowMs: row.nowMs,
+  }));
 }
 
 /** Remembers that a token was proved, as a MAC of it (verification/memo.ts). */

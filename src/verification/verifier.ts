@@ -19,8 +19,9 @@ import { compileRestrictions } from '../domain/restriction.ts';
 import type { TokenMint } from '../domain/token.ts';
 import { SYSTEM_WORKSPACE } from '../domain/workspace.ts';
 import type { Database } from '../storage/database.ts';
-import { type LoadedKey, loadKey, replaceHash, storeMemo } from '../storage/keys.ts';
+import { type LoadedKey, loadKeys, replaceHash, storeMemo } from '../storage/keys.ts';
 import type { CatalogueCache } from './catalogue-cache.ts';
+import { createKeyReader } from './key-reader.ts';
 import type { EngineObserver } from './observer.ts';
 import type { Charge, Quota } from './quota.ts';
 import type { Flight, RecordCache } from './record-cache.ts';
@@ -66,6 +67,7 @@ export interface VerifierOptions {
 /** The one way from a token to a verdict (docs/architecture.md): memory, else parse, load, prove; then decide. */
 export function createVerifier(options: VerifierOptions): Verifier {
   const { database, mint, hasher, cache, catalogues, quota, lease, memoKey, observer } = options;
+  const reader = createKeyReader(database);
 
   function resolve(token: string, leased: boolean): Soon<Resolved> {
     const tokenDigest = digest('sha256', token, 'binary');
@@ -103,7 +105,11 @@ export function createVerifier(options: VerifierOptions): Verifier {
     { token, tokenDigest, id }: { token: string; tokenDigest: string; id: KeyId },
     flight: Flight<Resolved> | undefined,
   ): Promise<Resolved> {
-    const loaded = await database.read((executor) => loadKey(executor, id));
+    // Without a lease no request shares a read, not even the statement.
+    const loaded =
+      flight === undefined
+        ? (await database.read((executor) => loadKeys(executor, [id])))[0]
+        : await reader.read(id);
     if (loaded === undefined) return undefined;
     const readAt = performance.now();
     const { key, workspace } = loaded;
