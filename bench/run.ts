@@ -7,6 +7,7 @@ import { cold, memo } from './figures/cold.ts';
 import { create } from './figures/create.ts';
 import { faults } from './figures/faults.ts';
 import { memory } from './figures/memory.ts';
+import { recording } from './figures/recording.ts';
 import { requestLogs } from './figures/request-logs.ts';
 import { size, start } from './figures/size.ts';
 import { unminted } from './figures/unminted.ts';
@@ -47,6 +48,7 @@ const MEASUREMENTS: Record<string, (bench: Bench, options: Options) => Promise<F
   start,
   size,
   create,
+  recording,
   changes,
   faults,
   'request-logs': requestLogs,

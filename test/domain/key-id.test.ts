@@ -65,6 +65,7 @@ describe('a key id', () => {
     ['a leading space', ' key_01h455vb4pex5vsknk084sn02q'],
   ])('is not spelled with %s', (_, text) => {
     expect(KEY_ID_PATTERN.test(text)).toBe(false);
+    expect(() => keyIdToUuid(text)).toThrow(TypeError);
   });
 
   test('that is new is a UUIDv7 of the given millisecond', () => {
