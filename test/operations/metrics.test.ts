@@ -50,6 +50,30 @@ test('changes are counted with the time they waited', async () => {
   expect(metrics.get('claviger_registrations_total')).toBe(1);
 });
 
+test('introspections are counted by what they came to, and the writing of usage is told of', async () => {
+  const app = await appOfTest();
+  const { token } = await app.createKey();
+  await app.introspect(token);
+  await app.introspect(token, { scopes: ['write'] });
+  await app.introspect('no token at all');
+  const metrics = await readMetrics(app);
+  expect(metrics.get('claviger_introspections_total{outcome="active"}')).toBe(1);
+  expect(metrics.get('claviger_introspections_total{outcome="insufficient_scope"}')).toBe(1);
+  expect(metrics.get('claviger_introspections_total{outcome="invalid"}')).toBe(1);
+  expect(metrics.get('claviger_introspections_total{outcome="revoked"}')).toBe(0);
+  expect(metrics.get('claviger_usage_flush_failures_total')).toBe(0);
+  expect(metrics.get('claviger_usage_dropped_total')).toBe(0);
+  await expect
+    .poll(
+      async () => {
+        const later = await readMetrics(app);
+        return [later.get('claviger_usage_pending'), later.get('claviger_usage_flush_seconds_count')];
+      },
+      { timeout: 10_000 },
+    )
+    .toEqual([0, expect.toSatisfy((flushes: number) => flushes >= 1)]);
+});
+
 test('metrics name no key, no workspace and no token', async () => {
   const app = await appOfTest();
   const { id, token } = await app.createKey({ workspace_id: 'ws_unmistakable' });

@@ -1,3 +1,5 @@
+import { setFlagsFromString } from 'node:v8';
+import { runInNewContext } from 'node:vm';
 import { describe, expect, onTestFinished, test } from 'vitest';
 import { INVALID, type KeyRecord, refuse, refuseKey } from '../../src/domain/decision.ts';
 import { keyIdFromUuid } from '../../src/domain/key-id.ts';
@@ -9,6 +11,7 @@ import { databaseOfTest, type TestDatabase } from '../support/database.ts';
 
 const ASKING = { id: 'req_1', caller: null };
 const HOUR_MS = 3_600_000;
+const IN_TIME = { timeout: 20_000, interval: 20 };
 /** Half past some hour of this month, for which there is a partition. */
 const NOW = Math.floor(Date.now() / HOUR_MS) * HOUR_MS + HOUR_MS / 2;
 
@@ -99,6 +102,18 @@ function promiseWithResolver(): { promise: Promise<void>; resolve: () => void } 
     resolve = settle;
   });
   return { promise, resolve };
+}
+
+/** Collects garbage, and answers the bytes that are left. */
+function collector(): () => number {
+  setFlagsFromString('--expose-gc');
+  const collect: unknown = runInNewContext('gc');
+  if (typeof collect !== 'function') throw new TypeError('there is no gc');
+  return () => {
+    collect();
+    collect();
+    return process.memoryUsage().heapUsed;
+  };
 }
 
 test('outcomes are counted by key and by workspace, each in the hour of its decision', async () => {
@@ -220,6 +235,47 @@ test('with no more room introspections are dropped and told so, and keys that ha
     'ws_acme 2 0 active 1',
   ]);
 });
+
+test('while the database is away memory grows by keys and hours, not by requests, and nothing is lost', async () => {
+  let isAway = true;
+  const fixture = await openKeeper({ disturb: () => (isAway ? 'fail' : undefined) });
+  const keys = Array.from({ length: 20_000 }, (_, index) => keyOf(index + 1, `ws_${index % 100}`));
+  const collect = collector();
+  const useAll = (times: number, nowMs: number) => {
+    for (let time = 0; time < times; time++) {
+      for (const key of keys) {
+        fixture.keeper.introspected(active(key, nowMs), { ip: '203.0.113.9' }, ASKING);
+        if (time % 10 === 0) fixture.keeper.introspected(refused(key, nowMs), undefined, ASKING);
+      }
+    }
+  };
+  useAll(1, NOW);
+  await expect.poll(() => fixture.events.usageFlushFailed, IN_TIME).toBeGreaterThan(0);
+  const usedWithNone = collect();
+  useAll(1, NOW + HOUR_MS);
+  const usedWithOneHour = collect();
+  const grown = usedWithOneHour - usedWithNone;
+  expect(grown / keys.length, 'bytes for a key and hour').toBeLessThan(500);
+  useAll(60, NOW + HOUR_MS);
+  // A few hundred kilobytes come and go with whatever else runs in this process.
+  expect(collect() - usedWithOneHour, 'bytes for 60 times as many').toBeLessThan(0.2 * grown + 1_000_000);
+  expect(fixture.keeper.pending()).toBe(2 * keys.length);
+
+  isAway = false;
+  await fixture.keeper.close(60_000);
+  const sums = await fixture.test.query(
+    `SELECT min(count), max(count), count(*)::int AS rows, code, hour < $1 AS first FROM usage
+     WHERE key_id > '00000000-0000-0000-0000-000000000000' GROUP BY code, first ORDER BY code, first DESC`,
+    [new Date(NOW + HOUR_MS / 2)],
+  );
+  expect(sums).toEqual([
+    { min: '1', max: '1', rows: keys.length, code: 'active', first: true },
+    { min: '61', max: '61', rows: keys.length, code: 'active', first: false },
+    { min: '1', max: '1', rows: keys.length, code: 'insufficient_scope', first: true },
+    { min: '7', max: '7', rows: keys.length, code: 'insufficient_scope', first: false },
+  ]);
+  expect(fixture.events.usageDropped).toBe(0);
+}, 120_000);
 
 test('what cannot be written by the end is told as lost', async () => {
   const fixture = await openKeeper({ disturb: () => 'fail' });
