@@ -129,7 +129,8 @@ export const SETTINGS = {
     schema: rateLimit().optional(),
     default: '',
     range: '`limit/seconds` or `off`',
-    purpose: 'The same for the environment `test`; unset: `DEFAULT_RATE_LIMIT`.',
+    purpose:
+      'The same for the environment `test`, and so for each other by its name, such as `STAGING_DEFAULT_RATE_LIMIT`; unset: `DEFAULT_RATE_LIMIT`.',
   },
   RATE_LIMIT_ON_OUTAGE: {
     schema: z.enum(['allow', 'refuse'], 'must be allow or refuse').default('allow'),
@@ -246,35 +247,37 @@ export class ConfigError extends Error {
 
 /** Reads the environment. An empty variable is unset. */
 export function readConfig(environment: Readonly<Record<string, string | undefined>>): Config {
-  const given = Object.fromEntries(
-    Object.keys(SETTINGS).map((name) => [name, environment[name] === '' ? undefined : environment[name]]),
-  );
-  const faults: string[] = [];
+  const givenAs = (name: string) => (environment[name] === '' ? undefined : environment[name]);
+  // A set: the limit of an environment may be a setting of the table too.
+  const faults = new Set<string>();
+  const read = <T>(name: string, schema: z.ZodType<T, string | undefined>): T | undefined => {
+    const result = schema.safeParse(givenAs(name));
+    if (result.success) return result.data;
+    faults.add(`${name} ${[...new Set(result.error.issues.map((issue) => issue.message))].join('; ')}`);
+    return undefined;
+  };
   const values: Record<string, unknown> = {};
-  for (const [name, setting] of Object.entries(SETTINGS)) {
-    const result = setting.schema.safeParse(given[name]);
-    if (result.success) values[name] = result.data;
-    else faults.push(`${name} ${[...new Set(result.error.issues.map((issue) => issue.message))].join('; ')}`);
+  for (const [name, setting] of Object.entries<Setting<unknown>>(SETTINGS)) {
+    values[name] = read(name, setting.schema);
   }
-  if (given.DATABASE_URL !== undefined && given.KEY_SECRET === undefined) {
-    faults.push('KEY_SECRET is required with DATABASE_URL; make one with: openssl rand -base64 33');
-  }
-  if (given.DATABASE_LISTEN_URL !== undefined && given.DATABASE_URL === undefined) {
-    faults.push('DATABASE_LISTEN_URL goes with DATABASE_URL, which is unset');
-  }
-  if (faults.length > 0) throw new ConfigError(faults.join('\n'));
-
-  // Each member was parsed by the schema of its name.
+  // Each member was parsed by the schema of its name, or there is a fault.
   const checked = values as Values;
+  const limits = (checked.KEY_ENVIRONMENTS ?? []).map((name) => ({
+    name,
+    limit: read(`${name.toUpperCase()}_DEFAULT_RATE_LIMIT`, rateLimit().optional()),
+  }));
+  if (givenAs('DATABASE_URL') !== undefined && givenAs('KEY_SECRET') === undefined) {
+    faults.add('KEY_SECRET is required with DATABASE_URL; make one with: openssl rand -base64 33');
+  }
+  if (givenAs('DATABASE_LISTEN_URL') !== undefined && givenAs('DATABASE_URL') === undefined) {
+    faults.add('DATABASE_LISTEN_URL goes with DATABASE_URL, which is unset');
+  }
+  if (faults.size > 0) throw new ConfigError([...faults].join('\n'));
+
   return Object.freeze({
     ...checked,
     environmentLimits: new Map(
-      checked.KEY_ENVIRONMENTS.map((name) => [
-        name,
-        name === 'test' && checked.TEST_DEFAULT_RATE_LIMIT !== undefined
-          ? checked.TEST_DEFAULT_RATE_LIMIT
-          : checked.DEFAULT_RATE_LIMIT,
-      ]),
+      limits.map(({ name, limit }) => [name, limit === undefined ? checked.DEFAULT_RATE_LIMIT : limit]),
     ),
     // One core stays with the event loop; and argon2 has no more threads than libuv's pool.
     argon2Slots: Math.max(

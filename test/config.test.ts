@@ -199,3 +199,33 @@ test('the limit of a new key is that of its environment', () => {
 test('the settings that were read cannot be changed', () => {
   expect(Object.isFrozen(readConfig({}))).toBe(true);
 });
+
+test('each environment can have a limit of its own, by its name', () => {
+  const limits = (environment: Record<string, string>) =>
+    Object.fromEntries(
+      readConfig({ KEY_ENVIRONMENTS: 'live,staging,e2e', DEFAULT_RATE_LIMIT: '9/60', ...environment })
+        .environmentLimits,
+    );
+  const common = { limit: 9, window_seconds: 60 };
+  expect(limits({})).toEqual({ live: common, staging: common, e2e: common });
+  expect(
+    limits({
+      LIVE_DEFAULT_RATE_LIMIT: '1/1',
+      STAGING_DEFAULT_RATE_LIMIT: 'off',
+      E2E_DEFAULT_RATE_LIMIT: '',
+      TEST_DEFAULT_RATE_LIMIT: '5/60',
+    }),
+  ).toEqual({ live: { limit: 1, window_seconds: 1 }, staging: null, e2e: common });
+});
+
+test('a limit of an environment that is none is a fault of its own name, told once', () => {
+  const KEY_ENVIRONMENTS = 'live,test,staging';
+  expect(faultsOf({ KEY_ENVIRONMENTS, STAGING_DEFAULT_RATE_LIMIT: '1000' })).toEqual([
+    expect.stringMatching(/^STAGING_DEFAULT_RATE_LIMIT must be limit\/seconds/),
+  ]);
+  expect(faultsOf({ KEY_ENVIRONMENTS, TEST_DEFAULT_RATE_LIMIT: '0/1' })).toEqual([
+    expect.stringMatching(/^TEST_DEFAULT_RATE_LIMIT must be limit\/seconds/),
+  ]);
+  // Of an environment that there is not, nothing is read.
+  expect(readConfig({ STAGING_DEFAULT_RATE_LIMIT: '1000' })).toEqual(readConfig({}));
+});

@@ -378,6 +378,18 @@ describe('the rate limit of a key that is given none', () => {
     });
   });
 
+  test('is that of an environment of any name', async () => {
+    const other = await appOfTest({
+      KEY_ENVIRONMENTS: 'live,staging,prod2',
+      STAGING_DEFAULT_RATE_LIMIT: '3/60',
+      PROD2_DEFAULT_RATE_LIMIT: 'off',
+    });
+    const limitOf = async (environment: string) => (await other.createKey({ environment })).data.rate_limit;
+    expect(await limitOf('live')).toEqual({ limit: 1000, window_seconds: 3600 });
+    expect(await limitOf('staging')).toEqual({ limit: 3, window_seconds: 60 });
+    expect(await limitOf('prod2')).toBeNull();
+  });
+
   test('is none where the default is off', async () => {
     const other = await appOfTest({ DEFAULT_RATE_LIMIT: 'off', TEST_DEFAULT_RATE_LIMIT: '7/10' });
     expect((await other.createKey()).data.rate_limit).toBeNull();
