@@ -377,3 +377,52 @@ test('what service keys do is in no request log', async () => {
   expect(await eventually('ip=192.0.2.60', 1)).toMatchObject([{ code: 'invalid', key_id: null }]);
   expect(await entriesOf(`key_id=${id}`)).toEqual([]);
 });
+
+describe('a reported request', () => {
+  test('is in the log as the API told it: its answer, how long it took, its path without a query or a token', async () => {
+    const { id, token } = await app.createKey({ workspace_id: 'ws_reported' });
+    const at = new Date(Date.now() - 3 * 86_400_000).toISOString();
+    const reports = [
+      { key_id: id, at, status: 201, duration_ms: 12.5, method: 'POST', path: '/contacts?x=1' },
+      {
+        key_id: id,
+        at: new Date().toISOString(),
+        status: 500,
+        duration_ms: 0,
+        path: `/a/${token.replace('_', '%5F')}`,
+      },
+    ];
+    const sent = await app.post(
+      '/v1/usage-reports',
+      { reports },
+      { as: asker.token, headers: { 'x-request-id': 'req-report' } },
+    );
+    expect(sent.status, sent.text).toBeLessThan(300);
+    const common = {
+      type: 'report',
+      code: 'reported',
+      key_id: id,
+      workspace_id: 'ws_reported',
+      ip: null,
+      ip_first_seen: false,
+      caller: asker.id,
+      request_id: 'req-report',
+    };
+    // At once: it was written in the transaction of the report itself.
+    expect(await entriesOf('workspace_id=ws_reported&code=reported')).toMatchObject([
+      { ...common, status: 500, duration_ms: 0, method: null, path: '/a/…' },
+      { ...common, at, status: 201, duration_ms: 12.5, method: 'POST', path: '/contacts' },
+    ]);
+    expect(await entriesOf(`key_id=${id}&to=${at}`)).toEqual([]);
+    expect(await entriesOf(`key_id=${id}&from=${at}`)).toHaveLength(2);
+  });
+
+  test('of which one is at fault leaves no trace of any', async () => {
+    const { id } = await app.createKey({ workspace_id: 'ws_reported_not' });
+    const report = { key_id: id, at: new Date().toISOString(), status: 200, duration_ms: 1 };
+    const foreign = { ...report, key_id: 'key_01jzzzzzzzzzzzzzzzzzzzzzzz' };
+    const answer = await app.post('/v1/usage-reports', { reports: [report, foreign] });
+    expect(answer.status).toBeGreaterThanOrEqual(400);
+    expect(await entriesOf('workspace_id=ws_reported_not')).toEqual([]);
+  });
+});
