@@ -33,7 +33,9 @@ const jsonBody = z
       .optional()
       .describe('The token that the client sent. Alias: `token`.'),
     token: z.string().max(MAX_KEY_LENGTH).optional().describe('Another name for `key`. Send one of them.'),
-    scopes: schemas.scopes.optional().describe('All of these are needed.'),
+    scopes: schemas.scopes
+      .optional()
+      .describe('All of these are needed, held directly or by `implies` of the scope catalogue.'),
     workspace_id: schemas.workspaceId.optional().describe('The workspace that the key is expected to be of.'),
     environment: schemas.environment
       .optional()
@@ -52,7 +54,9 @@ const jsonBody = z
         referrer: fact(MAX_URL_LENGTH).describe('The `Referer` header of the request.'),
       })
       .optional()
-      .describe('The request that the client made, for the restrictions of its key.'),
+      .describe(
+        'The request that the client made, for the restrictions of its key and, where it has a method and a path, for the grants of the scope catalogue.',
+      ),
   })
   .meta({
     id: 'Introspection',

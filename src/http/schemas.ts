@@ -68,7 +68,7 @@ export const scopes = z
   .array(scope)
   .max(MAX_SCOPES, `must be at most ${MAX_SCOPES} scopes`)
   .describe(
-    `What the key may do. For a service key (workspace \`system\`), its permissions: ${PERMISSIONS.map((name) => `\`${name}\``).join(', ')}.`,
+    `What the key may do: scopes of the catalogue, as long as that has any entry. For a service key (workspace \`system\`), its permissions: ${PERMISSIONS.map((name) => `\`${name}\``).join(', ')}.`,
   );
 
 /** RFC 3339 with any offset; `toTime` makes it milliseconds. */
