@@ -6,6 +6,7 @@ import { changes } from './figures/changes.ts';
 import { cold, memo } from './figures/cold.ts';
 import { create } from './figures/create.ts';
 import { faults } from './figures/faults.ts';
+import { limits } from './figures/limits.ts';
 import { memory } from './figures/memory.ts';
 import { recording } from './figures/recording.ts';
 import { requestLogs } from './figures/request-logs.ts';
@@ -44,6 +45,7 @@ const MEASUREMENTS: Record<string, (bench: Bench, options: Options) => Promise<F
   crowd,
   memo,
   cold,
+  limits,
   memory,
   start,
   size,
