@@ -215,6 +215,8 @@ export function createQuota(options: QuotaOptions): Quota {
   let away: { readonly since: number; decided: number } | undefined;
   let draining = false;
   let closed = false;
+  /** The last words are spoken: who still has something to hand in keeps it. */
+  let ended = false;
   const idleLook = lookForIdle();
 
   // ---- charging ----
@@ -421,7 +423,7 @@ export function createQuota(options: QuotaOptions): Quota {
   }
 
   function begin(): void {
-    if (running !== undefined || away !== undefined) return;
+    if (running !== undefined || away !== undefined || ended) return;
     running = new Promise<void>((resolve) => clock.soon(resolve)).then(run).finally(() => {
       running = undefined;
       if (queue.size > 0) begin();
@@ -791,9 +793,10 @@ export function createQuota(options: QuotaOptions): Quota {
       for (const account of stocked) handInSoon(account);
       const gone = new Promise<void>((resolve) => clock.after(GOODBYE_MS, resolve));
       while (running !== undefined) {
-        const ended = await Promise.race([running.then(() => false), gone.then(() => true)]);
-        if (ended) break;
+        const isGone = await Promise.race([running.then(() => false), gone.then(() => true)]);
+        if (isGone) break;
       }
+      ended = true;
       for (const account of [...keys.values(), ...workspaces.values()]) {
         for (const waiter of [...account.waiting, ...account.stalled])
           waiter.fail(new Failure('unavailable', 'This instance is shutting down.'));

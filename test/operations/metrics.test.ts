@@ -96,3 +96,19 @@ test('/readyz tells the age of the lease', async () => {
   expect(body).toEqual({ status: 'ready', lease_age_ms: expect.any(Number) });
   expect(body.lease_age_ms).toBeLessThan(30_000);
 });
+
+test('uses of limited keys are counted by what decided them, and the statements that fetched their quota', async () => {
+  const app = await appOfTest();
+  const { token } = await app.createKey({ rate_limit: { limit: 2, window_seconds: 2_678_400 } });
+  for (let times = 0; times < 4; times++) await app.introspect(token);
+  await app.introspect((await app.createKey({ rate_limit: null })).token);
+  const metrics = await readMetrics(app);
+  expect(metrics.get('claviger_rate_limit_charges_total{by="fetched"}')).toBe(2);
+  expect(metrics.get('claviger_rate_limit_charges_total{by="refused"}')).toBe(2);
+  expect(metrics.get('claviger_rate_limit_charges_total{by="memory"}')).toBe(0);
+  // The last one found the limit spent; what came after it asked nobody.
+  expect(metrics.get('claviger_rate_limit_statement_seconds_count')).toBe(3);
+  expect(metrics.get('claviger_rate_limit_counters_total')).toBe(3);
+  expect(metrics.get('claviger_rate_limit_waiting')).toBe(0);
+  expect(metrics.get('claviger_rate_limit_outage')).toBe(0);
+});
