@@ -40,7 +40,9 @@ export function createMetrics(): Metrics {
         for (const [value, count] of counted) this.inc({ [label]: value }, count);
       },
     });
-    return (value: Label) => counted.set(value, (counted.get(value) ?? 0) + 1);
+    return (value: Label, by = 1) => {
+      counted.set(value, (counted.get(value) ?? 0) + by);
+    };
   }
   const counter = (name: string, help: string) => new Counter({ name: PREFIX + name, help, registers });
   const histogram = (name: string, help: string, buckets: number[]) =>
@@ -116,13 +118,12 @@ export function createMetrics(): Metrics {
   const droppedUsage = counter('usage_dropped_total', 'Introspections that are in no count.');
 
   const loggedRequests = counter('request_logs_total', 'Entries written to the request log.');
-  const droppedLogs = new Counter({
-    name: `${PREFIX}request_logs_dropped_total`,
-    help: 'Entries that the request log lacks: over the rate, over the room in memory, or lost.',
-    labelNames: ['reason'],
-    registers,
-  });
-  for (const reason of ['rate', 'full', 'lost']) droppedLogs.inc({ reason }, 0);
+  const droppedLogs = counts(
+    'request_logs_dropped_total',
+    'Entries that the request log lacks: over the rate, over the room in memory, or lost.',
+    'reason',
+    ['rate', 'full', 'lost'],
+  );
   const partitionsMade = counter('partitions_made_total', 'Partitions that upkeep made.');
   const partitionsDropped = counter('partitions_dropped_total', 'Partitions dropped, older than is kept.');
   const upkeepFailures = counter('upkeep_failures_total', 'Steps of upkeep that will be tried again.');
@@ -155,7 +156,7 @@ export function createMetrics(): Metrics {
       usageFlushFailed: () => flushFailures.inc(),
       usageDropped: (count) => droppedUsage.inc(count),
       requestsLogged: (count) => loggedRequests.inc(count),
-      requestLogsDropped: (reason, count) => droppedLogs.inc({ reason }, count),
+      requestLogsDropped: droppedLogs,
       partitionsMade: (count) => partitionsMade.inc(count),
       partitionsDropped: (count) => partitionsDropped.inc(count),
       upkeepFailed: () => upkeepFailures.inc(),

@@ -40,6 +40,9 @@ export async function requestLogs(bench: Bench, { entries, rounds }: Options): P
   const token = service.token ?? '';
   const today = Math.floor(Date.now() / DAY_MS) * DAY_MS;
   await fill(database.query, { today, perDay: Math.ceil(entries / DAYS) });
+  const [size] = await database.query<{ bytes: number }>(
+    "SELECT sum(pg_total_relation_size(inhrelid))::float8 AS bytes FROM pg_inherits WHERE inhparent = 'request_logs'::regclass",
+  );
   const bound = await Promise.all([1, 10, 100].map((count) => boundCaller(service, token, count)));
 
   const repeats = REPEATS * rounds;
@@ -83,6 +86,12 @@ export async function requestLogs(bench: Bench, { entries, rounds }: Options): P
       ),
       unit: 'ms',
       detail: 'by HTTP, one after the other; plans in bench/results/request-log-plans.txt',
+    },
+    {
+      name: 'request log: size of an entry',
+      value: (size?.bytes ?? Number.NaN) / entries,
+      unit: 'bytes',
+      detail: 'with its share of all indexes',
     },
   ];
 }

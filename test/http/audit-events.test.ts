@@ -4,6 +4,7 @@ import { keyIdToUuid } from '../../src/domain/key-id.ts';
 import { createTestApp, type TestApp } from '../support/app.ts';
 import type { Answer, SendOptions } from '../support/client.ts';
 import { expectProblem } from './problem.ts';
+import { pathTo, ROUTES } from './routes.ts';
 
 let app: TestApp;
 let dashboard: { id: string; token: string };
@@ -107,6 +108,39 @@ describe('an audit event', () => {
     // Its first 8 characters are its prefix, which is no secret.
     for (let at = 8; at + 10 <= token.length; at++) expect(text).not.toContain(token.slice(at, at + 10));
   });
+});
+
+describe('each route that changes something', () => {
+  const changing = ROUTES.filter(({ method, permission }) => method !== 'GET' && permission !== 'introspect');
+
+  test.each(changing.map((route) => [`${route.method} ${route.path}`, route] as const))(
+    'writes an event that names the caller, its address and its request: %s',
+    async (name, route) => {
+      const workspaceId = 'ws_each';
+      const { id } = await app.createKey({ workspace_id: workspaceId });
+      const admin = await app.createServiceKey(['admin']);
+      if (route.path === '/v1/scopes/{name}' && route.method === 'DELETE') {
+        await app.send('PUT', '/v1/scopes/read', { body: {} });
+      }
+      const requestId = `req-${name.replace(/[^A-Za-z]+/g, '-')}`;
+      const answer = await app.send(route.method, pathTo(route, { keyId: id, workspaceId }), {
+        as: admin.token,
+        headers: { 'x-request-id': requestId, 'x-forwarded-for': '198.51.100.9' },
+        body: route.body,
+      });
+      expect(answer.status, answer.text).toBeLessThan(300);
+      const events = (await eventsOf(`actor=${admin.id}`)).filter(
+        ({ request_id }) => request_id === requestId,
+      );
+      expect(events.length).toBeGreaterThan(0);
+      for (const event of events) {
+        expect(event).toMatchObject({ actor: admin.id, address: '198.51.100.9' });
+        expect(event.target.id).toEqual(expect.any(String));
+        expect(event.before ?? event.after).not.toBeNull();
+      }
+      expect(JSON.stringify(events)).not.toMatch(/argon2|_[0-9A-Za-z]{66}/);
+    },
+  );
 });
 
 describe('the list of audit events', () => {

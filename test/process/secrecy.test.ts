@@ -42,7 +42,7 @@ async function dump(database: TestDatabase): Promise<string> {
   }
   await database.query('ANALYZE');
   const remembered = await database.query(
-    "SELECT to_json(s)::text FROM pg_stats s WHERE schemaname = 'public'",
+    "SELECT to_json(s)::text FROM pg_stats s WHERE schemaname IN ('public', 'partitions')",
   );
   const running = await database.query(
     'SELECT query FROM pg_stat_activity WHERE datname = current_database()',
