@@ -8,6 +8,7 @@ import { create } from './figures/create.ts';
 import { faults } from './figures/faults.ts';
 import { limits } from './figures/limits.ts';
 import { memory } from './figures/memory.ts';
+import { outage } from './figures/outage.ts';
 import { recording } from './figures/recording.ts';
 import { requestLogs } from './figures/request-logs.ts';
 import { size, start } from './figures/size.ts';
@@ -34,6 +35,8 @@ export interface Options {
   readonly revocations: number;
   /** How many keys memory is filled with. */
   readonly cached: number;
+  /** How long the database is away, in seconds. */
+  readonly outage: number;
   /** How many entries the request log holds. */
   readonly entries: number;
 }
@@ -51,6 +54,7 @@ const MEASUREMENTS: Record<string, (bench: Bench, options: Options) => Promise<F
   size,
   create,
   recording,
+  outage,
   changes,
   faults,
   'request-logs': requestLogs,
@@ -63,6 +67,7 @@ const { values, positionals } = parseArgs({
     seconds: { type: 'string', default: '3' },
     revocations: { type: 'string', default: '10000' },
     cached: { type: 'string', default: '1000000' },
+    outage: { type: 'string', default: '300' },
     entries: { type: 'string', default: '10000000' },
   },
 });
@@ -71,6 +76,7 @@ const options: Options = {
   seconds: Number(values.seconds),
   revocations: Number(values.revocations),
   cached: Number(values.cached),
+  outage: Number(values.outage),
   entries: Number(values.entries),
 };
 const chosen = positionals.length === 0 ? Object.keys(MEASUREMENTS) : positionals;
