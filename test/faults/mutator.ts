@@ -164,7 +164,7 @@ export async function createOnce(
   route: readonly Instance[],
   { workspace, name }: { workspace: string; name: string },
   patienceMs: number,
-): Promise<readonly string[]> {
+): Promise<{ readonly key: TestKey; readonly answers: readonly string[] }> {
   const answers: string[] = [];
   const request: Request = {
     method: 'POST',
@@ -174,7 +174,27 @@ export async function createOnce(
   };
   const text = await persist(fleet, route, request, { mutations: [], answers, patienceMs });
   if (text === undefined) throw new Error(`nobody made the key "${name}"`);
-  return answers;
+  const { data } = JSON.parse(text);
+  return { key: fleet.adopt({ id: data.id, token: data.key, workspace }), answers };
+}
+
+/**
+ * Rotates a key without grace by a request with an Idempotency-Key, which may be given up on and repeated as a creation
+ * may. Answers with the successor.
+ */
+export async function rotate(fleet: Fleet, route: readonly Instance[], key: TestKey, patienceMs: number) {
+  const request: Request = {
+    method: 'POST',
+    path: `/v1/api-keys/${key.id}/rotate`,
+    body: { grace_period_seconds: 0 },
+    idempotencyKey: `rotation-${key.id}`,
+  };
+  const confirmed = await confirm(fleet, route, request, [key], { what: 'rotate', patienceMs });
+  const { answers } = confirmed;
+  const [answer] = answers;
+  if (answer === undefined) throw new Error(`nobody rotated the key ${key.id}`);
+  const { data } = JSON.parse(answer);
+  return { ...confirmed, successor: fleet.adopt({ ...key, id: data.id, token: data.key }) };
 }
 
 /** The tokens that these answers hand out. */

@@ -182,7 +182,8 @@ export const FAULTS: Readonly<Record<string, Fault>> = {
     const heals = isDeaf ? fleet.disturb(deaf, 'deaf') : undefined;
     const deliver = isDeaf ? deaf.proxy.stall({ kind: 'listener' }) : undefined;
     await during(fleet, victim, 'killed after COMMIT', async () => {
-      const committing = victim.proxy.holdAnswersTo('COMMIT');
+      const statement = random.pick(['update "api_keys"', 'insert into "sealed_answers"']);
+      const committing = victim.proxy.holdAnswersTo('COMMIT', statement);
       const revoked = revoke(fleet, [victim, ...others.slice().reverse()], key);
       // Some mutation of this round commits there first; whichever it is, its author dies.
       await Promise.race([committing, sleep(2_000)]);

@@ -7,6 +7,7 @@ import {
   NARROW,
   revoke,
   revokeAll,
+  rotate,
   setDisabled,
   setImplied,
   setScopes,
@@ -19,8 +20,8 @@ import { type Random, seededRandom } from './random.ts';
 /*
  * One round: keys are made and warmed here and there; a fault, or two, befall instances; meanwhile keys are
  * narrowed, widened, revoked, revoked again elsewhere, and revoked in bulk, a workspace is disabled and enabled,
- * the catalogue lets a scope imply another and takes that back, keys are made by requests that are repeated until they
- * are answered, and all instances are asked about them without pause. When all is answered, the round's history is
+ * the catalogue lets a scope imply another and takes that back, keys are made and rotated by requests that are repeated
+ * until they are answered, and all instances are asked about them without pause. When all is answered, the round's history is
  * checked.
  */
 
@@ -110,7 +111,7 @@ async function playRound({ fleet, seed, round, control }: RoundOptions): Promise
   for (const key of keys) fleet.probe(key);
   await fleet.settled();
 
-  for (const { name, answers } of once) await refuseTwo(fleet, name, answers);
+  await refuseTwice(fleet, once, `${workspace}_once`);
 
   const history = fleet.takeHistory([...keys, control]);
   const violations = findViolations(history);
@@ -133,7 +134,7 @@ interface Once {
   readonly answers: readonly string[];
 }
 
-/** Makes keys by requests that are repeated until they are answered. */
+/** Makes keys, and rotates them, by requests that are repeated until they are answered. */
 function make({
   fleet,
   random,
@@ -149,31 +150,44 @@ function make({
   once: Once[];
 }): Promise<unknown>[] {
   const patience = () => random.between(PATIENCE_MS.least / 4, PATIENCE_MS.most);
-  return [1, 2].map(async (client) => {
-    for (let count = 1; count <= 3; count++) {
-      await sleep(random.between(0, 300));
-      const name = `${workspace}_${client}_${count}`;
-      const answers = await createOnce(
-        fleet,
-        random.shuffle(fleet.instances),
-        { workspace, name },
-        patience(),
-      );
-      once.push({ name, answers });
-      const [answer = ''] = answers;
-      const { data } = JSON.parse(answer);
-      const key = fleet.adopt({ id: data.id, token: data.key, workspace });
-      keys.push(key);
-      fleet.probe(key);
-    }
-  });
+  const route = () => random.shuffle(fleet.instances);
+
+  function adopt(key: TestKey): void {
+    keys.push(key);
+    fleet.probe(key);
+  }
+  async function makeKey(name: string): Promise<TestKey> {
+    await sleep(random.between(0, 300));
+    const { key, answers } = await createOnce(fleet, route(), { workspace, name }, patience());
+    once.push({ name, answers });
+    adopt(key);
+    return key;
+  }
+  async function rotateKey(key: TestKey): Promise<TestKey> {
+    const { successor, answers } = await rotate(fleet, route(), key, patience());
+    once.push({ name: successor.id, answers });
+    adopt(successor);
+    return successor;
+  }
+  return [
+    makeKey(`${workspace}_1`)
+      .then(() => makeKey(`${workspace}_2`))
+      .then(() => makeKey(`${workspace}_3`)),
+    makeKey(`${workspace}_4`)
+      .then(rotateKey)
+      .then(rotateKey)
+      .then((key) => revoke(fleet, route(), key, patience())),
+  ];
 }
 
-/** However often it was asked for, and whoever was killed meanwhile: one key was made, and one token was told. */
-async function refuseTwo(fleet: Fleet, name: string, answers: readonly string[]): Promise<void> {
-  const rows = await fleet.query(fleet.database, 'SELECT id FROM api_keys WHERE name = $1', [name]);
-  if (rows.length === 1 && tokensOf(answers).size === 1) return;
-  throw new Error(`"${name}": ${rows.length} keys, ${tokensOf(answers).size} tokens`);
+/** However often they were asked for, and whoever was killed meanwhile: each was made once, and one token was told. */
+async function refuseTwice(fleet: Fleet, once: readonly Once[], workspace: string): Promise<void> {
+  for (const { name, answers } of once) {
+    if (tokensOf(answers).size !== 1) throw new Error(`"${name}" was answered with several tokens`);
+  }
+  const sql = 'SELECT count(*)::int AS made FROM api_keys WHERE workspace_id = $1';
+  const [row] = await fleet.query<{ made: number }>(fleet.database, sql, [workspace]);
+  if (row?.made !== once.length) throw new Error(`${row?.made} keys were made of ${once.length} requests`);
 }
 
 /** Every fault has its turn; a second one at random on another instance. */

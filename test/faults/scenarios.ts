@@ -125,7 +125,7 @@ export const SCENARIOS: Readonly<Record<BrokenRule, Scenario>> = {
     const [a, b, c] = partsOf(fleet);
     const key = await warmKey(fleet, a);
     a.proxy.stall({ kind: 'listener' });
-    const committing = b.proxy.holdAnswersTo('COMMIT');
+    const committing = b.proxy.holdAnswersTo('COMMIT', 'update "api_keys"');
     const lost = fleet.send(b, 'DELETE', `/v1/api-keys/${key.id}`);
     await committing;
     while (!(await isRevoked(fleet, key))) await sleep(10);

@@ -333,3 +333,79 @@ describe('concurrent requests with one Idempotency-Key', () => {
     expect(await countKeys(name)).toBe(50);
   });
 });
+
+describe('a rotation with an Idempotency-Key', () => {
+  const rotate = (id: string, idempotencyKey: string, body: unknown = undefined, options: SendOptions = {}) =>
+    app.post(`/v1/api-keys/${id}/rotate`, body, {
+      ...options,
+      headers: { 'idempotency-key': idempotencyKey },
+    });
+
+  function expectRotatedAgain(again: Answer, first: Answer): void {
+    expect(again.status, again.text).toBe(201);
+    expect(again.headers['idempotent-replayed']).toBe('true');
+    expect(again.body.data).toEqual(first.body.data);
+    // It waited by itself: whoever was first may have died before it had.
+    expect(again.body.propagation).toMatchObject({ instances: 1, confirmed: 1, fenced: 0 });
+  }
+
+  test('is done once, and answered again with the same successor and token, also when that is over', async () => {
+    const { id, token } = await app.createKey();
+    const first = await rotate(id, 'rotated-1', { grace_period_seconds: 0 });
+    await expectFirst(first);
+    expect((await app.introspect(token)).body.reason.code).toBe('revoked');
+    expectRotatedAgain(await rotate(id, 'rotated-1', { grace_period_seconds: 0 }), first);
+    const successor = first.body.data;
+    expect((await app.introspect(successor.key)).body).toMatchObject({ active: true, key_id: successor.id });
+    expect((await app.get(`/v1/api-keys/${id}`)).body.data.rotated_to).toBe(successor.id);
+    // A chain goes on from the successor.
+    await expectFirst(await rotate(successor.id, 'rotated-1-next', { grace_period_seconds: 0 }));
+    await app.delete(`/v1/api-keys/${successor.id}`);
+    expectRotatedAgain(await rotate(id, 'rotated-1', { grace_period_seconds: 0 }), first);
+  });
+
+  test('takes no body and an empty one for the same, and any other for another request', async () => {
+    const { id } = await app.createKey();
+    const first = await rotate(id, 'rotated-2');
+    await expectFirst(first);
+    expectRotatedAgain(await rotate(id, 'rotated-2', {}), first);
+    expectRefusal(await rotate(id, 'rotated-2', { grace_period_seconds: 0 }), 'idempotency_mismatch');
+  });
+
+  test('is another request for another path: another key, or a creation', async () => {
+    const [one, other] = [await app.createKey(), await app.createKey()];
+    const first = await rotate(one.id, 'path-1');
+    expectRefusal(await rotate(other.id, 'path-1'), 'idempotency_mismatch');
+    expectRefusal(await create('path-1'), 'idempotency_mismatch');
+    expect((await app.get(`/v1/api-keys/${other.id}`)).body.data.rotated_to).toBeNull();
+    expectRotatedAgain(await rotate(one.id, 'path-1'), first);
+    await create('path-2', {});
+    await expectFirst(await create('path-2'));
+    expectRefusal(await rotate(one.id, 'path-2'), 'idempotency_mismatch');
+  });
+
+  test('50 at once make one successor, and a second rotation under another Idempotency-Key is refused', async () => {
+    const { id } = await app.createKey();
+    const answers = await Promise.all(Array.from({ length: 50 }, () => rotate(id, 'rotated-3')));
+    const made = answers.filter(({ status }) => status === 201);
+    expect(new Set(made.map(({ body }) => body.data.key)).size).toBe(1);
+    for (const answer of answers) if (answer.status !== 201) expectProblem(answer, 'idempotency_in_flight');
+    expectProblem(await rotate(id, 'rotated-4'), 'key_not_active');
+    const successors = await app.database.query(
+      'SELECT 1 FROM api_keys WHERE rotated_from = (SELECT id FROM api_keys WHERE rotated_to IS NOT NULL AND last_characters = $1)',
+      [(await app.get(`/v1/api-keys/${id}`)).body.data.hint.slice(-4)],
+    );
+    expect(successors).toHaveLength(1);
+  });
+
+  test('gives a caller that may not see the key any more nothing', async () => {
+    const service = await app.createServiceKey(['keys:write']);
+    const { id } = await app.createKey();
+    const first = await rotate(id, 'rotated-5', {}, { as: service.token });
+    await expectFirst(first);
+    await app.patch(`/v1/api-keys/${service.id}`, { restrictions: { allowed_workspaces: ['ws_other'] } });
+    const answer = await rotate(id, 'rotated-5', {}, { as: service.token });
+    expectProblem(answer, 'not_found');
+    expectSilentOn(answer, first.body.data.key);
+  });
+});

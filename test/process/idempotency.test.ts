@@ -67,7 +67,7 @@ test('the answer that is lost when an instance is killed after COMMIT is given b
   const [one, other] = instances;
   if (one === undefined || other === undefined) throw new Error('too few instances');
   const name = `Lost ${randomUUID()}`;
-  const committed = one.instance.proxy.holdAnswersTo('COMMIT');
+  const committed = one.instance.proxy.holdAnswersTo('COMMIT', INSERT_OF_THE_ANSWER);
   const lost = create(one, 'lost-1', name).then(
     () => 'answered',
     () => 'lost',
@@ -184,4 +184,39 @@ test('50 concurrent equal requests to three instances make one key, and each end
     expect(new Set(after.map(({ text }) => text))).toEqual(new Set([made[0]?.text]));
     expect(await keysNamed(database, name)).toHaveLength(1);
   }
+});
+
+test('a retry of a rotation whose author died after COMMIT waits for an instance that heard nothing of it', async () => {
+  const { database, instances } = await startFleet(3);
+  const [one, other, deaf] = instances;
+  if (one === undefined || other === undefined || deaf === undefined) throw new Error('too few instances');
+  const { id, token } = await other.createKey();
+  for (const instance of instances) expect((await instance.introspect(token)).body.active).toBe(true);
+  const rotate = (client: Client) =>
+    client.post(
+      `/v1/api-keys/${id}/rotate`,
+      { grace_period_seconds: 0 },
+      { headers: { 'idempotency-key': 'rotated-1' } },
+    );
+
+  deaf.instance.proxy.stall({ kind: 'listener' });
+  const committed = one.instance.proxy.holdAnswersTo('COMMIT', INSERT_OF_THE_ANSWER);
+  const lost = rotate(one).catch(() => 'lost');
+  await committed;
+  await expect
+    .poll(() => database.query('SELECT 1 FROM api_keys WHERE rotated_from IS NOT NULL'))
+    .toHaveLength(1);
+  await one.instance.kill();
+  expect(await lost).toBe('lost');
+
+  const again = await rotate(other);
+  expect(again.status, again.text).toBe(201);
+  expect(again.headers['idempotent-replayed']).toBe('true');
+  expect(again.body.propagation.fenced).toBeGreaterThanOrEqual(1);
+  expect((await deaf.introspect(token)).body).toMatchObject({ active: false, reason: { code: 'revoked' } });
+  expect((await deaf.introspect(again.body.data.key)).body).toMatchObject({
+    active: true,
+    key_id: again.body.data.id,
+  });
+  deaf.instance.proxy.deliver();
 });
