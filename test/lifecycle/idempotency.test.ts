@@ -1,5 +1,5 @@
 import { randomUUID } from 'node:crypto';
-import { describe, expect, test } from 'vitest';
+import { describe, expect, onTestFinished, test, vi } from 'vitest';
 import type { KeyId } from '../../src/domain/key-id.ts';
 import { keySecret } from '../../src/domain/key-secret.ts';
 import { lookupMac, openAnswer } from '../../src/domain/sealed-answer.ts';
@@ -74,6 +74,26 @@ describe('after 24 hours by the clock of the database', () => {
     } finally {
       await Promise.all(apps.map((app) => app.close()));
     }
+  });
+
+  test('it is deleted within a minute also while the instance runs', async () => {
+    vi.useFakeTimers({ toFake: ['setInterval', 'clearInterval'] });
+    onTestFinished(() => {
+      vi.useRealTimers();
+    });
+    const app = await appOfTest();
+    await create(app, 'day-3', app.adminToken);
+    const young = await create(app, 'day-4', app.adminToken);
+    const [row] = await app.database.query<{ id: string }>(
+      'SELECT id FROM sealed_answers ORDER BY created_at',
+    );
+    await app.database.query(
+      "UPDATE sealed_answers SET created_at = created_at - interval '24 hours' WHERE id = $1",
+      [row?.id],
+    );
+    vi.advanceTimersByTime(60_000);
+    await expect.poll(async () => (await rowsOf(app.database)).length, { timeout: 10_000 }).toBe(1);
+    expect((await create(app, 'day-4', app.adminToken)).text).toBe(young.text);
   });
 });
 
