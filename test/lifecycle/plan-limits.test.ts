@@ -106,6 +106,27 @@ describe('max_active_keys', () => {
     await expectMade(workspace);
     expectProblem(await app.patch(`/v1/api-keys/${id}`, { expires_at: null }), 'key_not_active');
   });
+
+  test('is not got around by a key that expires while a patch waits to prolong it', async () => {
+    const workspace = await workspaceWith({ max_active_keys: 1 });
+    const { id } = await expectMade(workspace);
+    await app.database.query("UPDATE api_keys SET expires_at = now() + interval '1 s' WHERE id = $1", [
+      keyIdToUuid(id),
+    ]);
+    // As a creation does that counts the key as expired, but for longer.
+    const held = app.database.query(
+      `BEGIN; SELECT FROM workspaces WHERE id = '${workspace}' FOR NO KEY UPDATE; SELECT pg_sleep(1.5); COMMIT`,
+    );
+    await expect
+      .poll(() =>
+        app.database.query(
+          "SELECT FROM pg_locks WHERE relation = 'workspaces'::regclass AND mode = 'RowShareLock'",
+        ),
+      )
+      .not.toHaveLength(0);
+    expectProblem(await app.patch(`/v1/api-keys/${id}`, { expires_at: null }), 'key_not_active');
+    await held;
+  });
 });
 
 describe('allowed_scopes', () => {
