@@ -231,3 +231,21 @@ describe('a row of a time that upkeep did not foresee', () => {
     expect(runsSince()).toBe(0);
   });
 });
+
+test('the end waits for no step that the database does not answer', async () => {
+  const test = await databaseOfTest();
+  await forgetTheFuture(test);
+  const database = openDatabase(test.url);
+  let release = () => {};
+  const stuck = new Promise<void>((resolve) => {
+    release = resolve;
+  });
+  const { upkeep } = upkeepOf({
+    ...database,
+    transaction: () => stuck.then(() => Promise.reject(new Error())),
+  });
+  const run = upkeep.run();
+  await upkeep.close();
+  release();
+  expect(await run).toBe(false);
+});
