@@ -183,10 +183,13 @@ async function listStretch(
     .select()
     .from(requestLogs)
     .where(and(...conditions, newest.within(stretch)))
-    .orderBy(...newest.order);
-  if (lists.length === 0) return (await one.limit(limit)).map(entryOf);
-  // In a subquery the planner cannot see the number, and takes the ordered index for a list of any size (listKeys).
-  const ofList = one.limit(sql`(SELECT ${limit}::bigint)` as unknown as number).as('newest');
+    .orderBy(...newest.order)
+    // In a subquery the planner cannot see the number, and takes the ordered index for a list of any size. Where it
+    // sees one that is as large as what it expects of a list, it reads all of that and sorts it; and what it expects
+    // is of yesterday, while a key may be busy since this morning.
+    .limit(sql`(SELECT ${limit}::bigint)` as unknown as number);
+  if (lists.length === 0) return (await one).map(entryOf);
+  const ofList = one.as('newest');
   const rows = await executor
     .select(ofList._.selectedFields)
     .from(sql.join(lists, sql` CROSS JOIN `))
