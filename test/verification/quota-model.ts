@@ -16,13 +16,15 @@ export interface Use {
 /** A use and what came of it; `charge` is undefined while it waits, or where its instance died first. */
 export interface Outcome extends Use {
   charge: Charge | undefined;
+  /** Database time, in milliseconds. */
+  readonly begunMs: number;
 }
 
 export interface World {
   /** Lets so much time pass, with all that happens in it. */
   pass(ms: number): Promise<void>;
   use(use: Use): void;
-  /** Changes the limits: every instance drops what it knows before anybody may ask by the new one. */
+  /** Changes the limits: every leased instance drops what it knows before anybody may ask by the new one. */
   change(limits: Limits): void;
   /** Loses the lease of an instance, and gives it back. */
   setLeased(instance: number, leased: boolean): void;
@@ -170,7 +172,7 @@ export function createWorld({ instances: count, limits: first, random, delayMs, 
     use(use) {
       const instance = instances[use.instance];
       if (instance === undefined || !instance.alive) return;
-      const outcome: Outcome = { ...use, charge: undefined };
+      const outcome: Outcome = { ...use, charge: undefined, begunMs: EPOCH_MS + time };
       outcomes.push(outcome);
       const charge = instance.quota.charge({
         keyId: use.keyId,
@@ -189,8 +191,9 @@ export function createWorld({ instances: count, limits: first, random, delayMs, 
     },
 
     change(next) {
-      for (const { alive, quota } of instances) {
-        if (!alive) continue;
+      for (const { alive, leased, quota } of instances) {
+        // Nobody waits for one without a lease, and it may not have heard.
+        if (!alive || !leased) continue;
         for (const keyId of ['key_0', 'key_1']) quota.invalidate({ kind: 'key', id: keyId });
         quota.invalidate({ kind: 'workspace', id: WORKSPACE });
       }

@@ -154,6 +154,12 @@ describe('a limit of a key', () => {
       fc.asyncProperty(limitOf(), stepsOf([1, 5]), fc.integer(), async (limit, steps, seed) => {
         const world = worldOf({ key: limit, workspace: null }, { seed, faults: 0.2 });
         await run(world, steps);
+        // Once everything that was late has come, too.
+        for (let round = 0; round < 3; round++)
+          await run(
+            world,
+            [0, 1, 2, 3].map((instance) => ({ kind: 'burst', instance, uses: 400, cost: 1, key: 0 })),
+          );
         for (const key of ['key_0', 'key_1'])
           expect(costOf(ofKey(world, key))).toBeLessThanOrEqual(limit.limit);
         expect(world.outcomes.every(({ charge }) => charge !== undefined)).toBe(true);
@@ -203,6 +209,9 @@ describe('a limit of a key', () => {
             const window = `${keyId} ${charge.rateLimit?.reset}`;
             windows.set(window, (windows.get(window) ?? 0) + 1);
           }
+          // What begins after a window's end neither spends of it nor is refused by it.
+          for (const { charge, begunMs } of world.outcomes)
+            expect((charge?.rateLimit?.reset ?? 0) * 1000).toBeGreaterThan(begunMs);
           for (const admitted of windows.values()) expect(admitted).toBeLessThanOrEqual(limit.limit);
           expect(world.outcomes.every(({ charge }) => charge !== undefined)).toBe(true);
         },
@@ -221,6 +230,8 @@ describe('a limit of a key', () => {
         fc.integer(),
         async (first, second, before, after, seed) => {
           const world = worldOf({ key: first, workspace: null }, { seed });
+          // It hears of no change, and reads the limit anew for each use.
+          world.setLeased(3, false);
           for (const step of before) {
             if (step.kind === 'pass') await world.pass(step.ms);
             else
@@ -275,6 +286,28 @@ describe('limits of a key and of its workspace', () => {
       { numRuns: 150 * THOROUGH },
     );
   });
+});
+
+test.each([
+  { instance: 0, where: 'the same instance' },
+  { instance: 1, where: 'another instance' },
+])('nobody is refused for what a use holds that its workspace then refuses: $where', async ({ instance }) => {
+  // Forty uses of cost 5 hold all of the key, and the workspace has room for one of them, or for cost 2.
+  const limits = {
+    key: { limit: 200, window_seconds: LONG },
+    workspace: { limit: 7, window_seconds: LONG },
+  };
+  for (let seed = 0; seed < 20; seed++) {
+    const world = worldOf(limits, { seed });
+    for (let use = 0; use < 40; use++) world.use({ instance: 0, keyId: 'key_0', cost: 5 });
+    await world.pass(seed * 2);
+    world.use({ instance, keyId: 'key_0', cost: 2 });
+    await world.pass(5_000);
+    expect(world.outcomes.at(-1)?.charge?.admitted, `seed ${seed}`).toBe(true);
+    expect(costOf(world.outcomes)).toBe(7);
+    await world.close();
+    expect(leasedOf(world, 'key_0')).toBe(7);
+  }
 });
 
 test('a busy key costs at most two statements a second, also where all of its limit is used', async () => {
