@@ -293,9 +293,10 @@ function addCounts(
   { keyId, workspaceId, counts: byIndex }: Tally,
   hourMs: number,
 ): void {
-  for (const [index, code] of OUTCOMES.entries()) {
+  for (let index = 0; index < byIndex.length; index++) {
     const count = byIndex[index] ?? 0;
-    if (count > 0) counts.push({ workspaceId, keyId, hourMs, code, count });
+    const code = OUTCOMES[index];
+    if (count > 0 && code !== undefined) counts.push({ workspaceId, keyId, hourMs, code, count });
   }
 }
 
