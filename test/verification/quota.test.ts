@@ -288,6 +288,24 @@ describe('limits of a key and of its workspace', () => {
   });
 });
 
+test('a stock dies with its window', async () => {
+  const world = worldOf(
+    { key: { limit: 1000, window_seconds: 2 }, workspace: null },
+    { seed: 1, instances: 1 },
+  );
+  await world.pass(1_000);
+  for (let use = 0; use < 100; use++) world.use({ instance: 0, keyId: 'key_0', cost: 1 });
+  // 50 ms into the next window, before anybody has looked for what is void.
+  await world.pass(1_050);
+  const stocked = [...world.rows().values()].map((row) => row.stocked);
+  expect(stocked[0]).toBeGreaterThan(0);
+  world.use({ instance: 0, keyId: 'key_0', cost: 1 });
+  await world.pass(100);
+  const { charge, begunMs } = world.outcomes.at(-1) ?? {};
+  expect((charge?.rateLimit?.reset ?? 0) * 1000).toBeGreaterThan((begunMs ?? 0) + 1_900);
+  expect(charge?.rateLimit?.remaining).toBe(999);
+});
+
 test.each([
   { instance: 0, where: 'the same instance' },
   { instance: 1, where: 'another instance' },
