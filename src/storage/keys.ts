@@ -13,7 +13,6 @@ import {
   lt,
   lte,
   ne,
-  notExists,
   or,
   type SQL,
   sql,
@@ -256,6 +255,10 @@ export async function countActiveKeys(
   { workspaceId, upTo }: { workspaceId: string; upTo: number },
 ): Promise<number> {
   const successor = alias(apiKeys, 'successor');
+  const successorIsActive = executor
+    .select({ active: sql`${isActiveNow(successor)}` })
+    .from(successor)
+    .where(eq(successor.id, apiKeys.rotatedTo));
   const active = executor
     .select({ one: sql`1`.as('one') })
     .from(apiKeys)
@@ -263,15 +266,8 @@ export async function countActiveKeys(
       and(
         eq(apiKeys.workspaceId, workspaceId),
         isActiveNow(apiKeys),
-        or(
-          isNull(apiKeys.rotatedTo),
-          notExists(
-            executor
-              .select({ one: sql`1` })
-              .from(successor)
-              .where(and(eq(successor.id, apiKeys.rotatedTo), isActiveNow(successor))),
-          ),
-        ),
+        // Not NOT EXISTS: the planner may read all active keys there are for that, to look each successor up among them.
+        or(isNull(apiKeys.rotatedTo), sql`(${successorIsActive}) IS NOT TRUE`),
       ),
     )
     // The order of the index, so that it is the one that is taken, and left at the last that counts.
