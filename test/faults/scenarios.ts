@@ -241,9 +241,21 @@ async function impliedKey(fleet: Fleet, at: Instance, other: Instance): Promise<
   await fillCatalogue(fleet, other);
   const key = await warmKey(fleet, at);
   await setScopes(fleet, [other], key, { version: 1, scopes: NARROW });
+  await untilAnswered(fleet, at, key, 'denied');
   await setImplied(fleet, [other], { keys: [key], implied: true });
+  await untilAnswered(fleet, at, key, 'active');
   await fleet.settled();
   return key;
+}
+
+/** Where a rule is off, a change has answered before the instance has heard of it: the story begins when it has. */
+async function untilAnswered(
+  fleet: Fleet,
+  at: Instance,
+  key: TestKey,
+  kind: 'active' | 'denied',
+): Promise<void> {
+  while ((await fleet.look(at, key, 'write')).verdict.kind !== kind) await sleep(10);
 }
 
 /** Begins to load the catalogue, which a change that means nothing has dropped; PostgreSQL's answer is held on its way. */
