@@ -4,7 +4,7 @@ import { reaches } from '../domain/caller.ts';
 import { entryIdFromUuid } from '../domain/entry-id.ts';
 import { KEY_ID_PATTERN } from '../domain/key-id.ts';
 import { SYSTEM_WORKSPACE } from '../domain/workspace.ts';
-import { foreignWorkspace } from '../lifecycle/keys.ts';
+import { foreignWorkspace } from '../lifecycle/key-rules.ts';
 import { listAuditEvents, type StoredAuditEvent } from '../storage/audit.ts';
 import type { Database } from '../storage/database.ts';
 import { type Callers, callerOf } from './callers.ts';
@@ -79,13 +79,7 @@ export function registerAuditRoutes({
           security: schemas.callerWith('audit:read'),
           querystring: listQuery,
           response: {
-            200: z
-              .object({
-                success: schemas.succeeded,
-                data: z.array(eventOutput).describe('The events of this page.'),
-                pagination: schemas.paginationOutput,
-              })
-              .describe('A page of audit events.'),
+            200: schemas.list(eventOutput, 'events').describe('A page of audit events.'),
             ...schemas.problems(schemas.CALLER_PROBLEMS),
           },
         },

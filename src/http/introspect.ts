@@ -7,7 +7,7 @@ import type { Key } from '../domain/key.ts';
 import { MAX_COST, type RateLimitState } from '../domain/rate-limit.ts';
 import type { RequestFacts } from '../domain/restriction.ts';
 import { isoTime } from '../domain/time.ts';
-import { foreignWorkspace } from '../lifecycle/keys.ts';
+import { foreignWorkspace } from '../lifecycle/key-rules.ts';
 import type { Recorder } from '../recording/recorder.ts';
 import type { Soon, Verifier } from '../verification/verifier.ts';
 import { bodyParser, checkText } from './body.ts';

@@ -7,7 +7,8 @@ import { KEY_ID_PATTERN, type KeyId, keyIdFromUuid, keyIdToUuid } from '../domai
 import { SYSTEM_WORKSPACE } from '../domain/workspace.ts';
 import type { Origin } from '../lifecycle/audit.ts';
 import type { Idempotency } from '../lifecycle/idempotency.ts';
-import { foreignWorkspace, type KeyLifecycle, type NewKey, noSuchKey } from '../lifecycle/keys.ts';
+import { foreignWorkspace, noSuchKey } from '../lifecycle/key-rules.ts';
+import type { KeyLifecycle, NewKey } from '../lifecycle/keys.ts';
 import type { Database } from '../storage/database.ts';
 import { findKey, listKeys } from '../storage/keys.ts';
 import { findUses, type KeyUse } from '../storage/usage.ts';
@@ -136,13 +137,7 @@ export function registerKeyRoutes({
           security: schemas.callerWith('keys:read'),
           querystring: listQuery,
           response: {
-            200: z
-              .object({
-                success: schemas.succeeded,
-                data: z.array(schemas.keyOutput).describe('The keys of this page.'),
-                pagination: schemas.paginationOutput,
-              })
-              .describe('A page of keys.'),
+            200: schemas.list(schemas.keyOutput, 'keys').describe('A page of keys.'),
             ...schemas.problems(schemas.CALLER_PROBLEMS),
           },
         },

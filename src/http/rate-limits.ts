@@ -2,7 +2,7 @@ import type { ZodTypeProvider } from 'fastify-type-provider-zod';
 import { z } from 'zod';
 import { reaches } from '../domain/caller.ts';
 import { KEY_ID_PATTERN } from '../domain/key-id.ts';
-import { noSuchKey } from '../lifecycle/keys.ts';
+import { noSuchKey } from '../lifecycle/key-rules.ts';
 import type { Database } from '../storage/database.ts';
 import { findKey } from '../storage/keys.ts';
 import { findWorkspace } from '../storage/workspaces.ts';

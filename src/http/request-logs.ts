@@ -4,7 +4,7 @@ import { formatAddress, parseAddress } from '../domain/address.ts';
 import { type Caller, reaches } from '../domain/caller.ts';
 import { entryIdFromUuid } from '../domain/entry-id.ts';
 import { KEY_ID_PATTERN, type KeyId } from '../domain/key-id.ts';
-import { foreignWorkspace } from '../lifecycle/keys.ts';
+import { foreignWorkspace } from '../lifecycle/key-rules.ts';
 import type { Database, Executor } from '../storage/database.ts';
 import {
   findWorkspaceOf,
@@ -95,13 +95,7 @@ export function registerRequestLogRoutes({
           security: schemas.callerWith('keys:read'),
           querystring: listQuery,
           response: {
-            200: z
-              .object({
-                success: schemas.succeeded,
-                data: z.array(entryOutput).describe('The entries of this page.'),
-                pagination: schemas.paginationOutput,
-              })
-              .describe('A page of the request log.'),
+            200: schemas.list(entryOutput, 'entries').describe('A page of the request log.'),
             ...schemas.problems(schemas.CALLER_PROBLEMS),
           },
         },

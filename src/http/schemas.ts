@@ -336,3 +336,12 @@ export const BODY_PROBLEMS = {
   413: 'The body is larger than 64 KiB (`payload_too_large`).',
   415: 'The body is of another media type (`unsupported_media_type`).',
 } as const;
+
+/** A page of a list (contract §3). `what` names its entries, in the plural. */
+export function list<Entry extends z.ZodType>(entry: Entry, what: string) {
+  return z.object({
+    success: succeeded,
+    data: z.array(entry).describe(`The ${what} of this page.`),
+    pagination: paginationOutput,
+  });
+}

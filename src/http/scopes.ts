@@ -78,13 +78,7 @@ export function registerScopeRoutes({ callers, scopes, database, cursors }: Scop
           security: schemas.callerWith('keys:read'),
           querystring: listQuery,
           response: {
-            200: z
-              .object({
-                success: schemas.succeeded,
-                data: z.array(scopeOutput).describe('The entries of this page.'),
-                pagination: schemas.paginationOutput,
-              })
-              .describe('A page of entries.'),
+            200: schemas.list(scopeOutput, 'entries').describe('A page of entries.'),
             ...schemas.problems(schemas.CALLER_PROBLEMS),
           },
         },

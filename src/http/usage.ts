@@ -12,7 +12,7 @@ import {
   type UsageFigures,
   type UsageSummary,
 } from '../domain/usage.ts';
-import { noSuchKey } from '../lifecycle/keys.ts';
+import { noSuchKey } from '../lifecycle/key-rules.ts';
 import { noSuchWorkspace } from '../lifecycle/workspaces.ts';
 import type { Recorder } from '../recording/recorder.ts';
 import { acceptReports } from '../recording/reports.ts';

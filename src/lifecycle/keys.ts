@@ -28,8 +28,6 @@ import {
 import { type Around, createRotation, type Rotation } from './rotation.ts';
 import { refuseUnknownScopes } from './scopes.ts';
 
-export { foreignWorkspace, noSuchKey } from './key-rules.ts';
-
 /** What a caller says of a new key; what it leaves out is `undefined`. */
 export interface NewKey {
   readonly workspaceId: string;
