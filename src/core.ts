@@ -6,6 +6,7 @@ import { openEmbeddedPostgres } from './embedded-postgres.ts';
 import { createIdempotency, type Idempotency } from './lifecycle/idempotency.ts';
 import { createKeyLifecycle, type KeyLifecycle } from './lifecycle/keys.ts';
 import { createScopeLifecycle, type ScopeLifecycle } from './lifecycle/scopes.ts';
+import { createTokenRevocation, type TokenRevocation } from './lifecycle/token-revocation.ts';
 import { createWorkspaceLifecycle, type WorkspaceLifecycle } from './lifecycle/workspaces.ts';
 import { type RecordingObserver, UNOBSERVED_RECORDING } from './recording/observer.ts';
 import { createRecorder, type Recorder } from './recording/recorder.ts';
@@ -51,6 +52,7 @@ export interface Core {
   readonly scopes: ScopeLifecycle;
   readonly recorder: Recorder;
   readonly workspaces: WorkspaceLifecycle;
+  readonly tokenRevocation: TokenRevocation;
   readonly usage: UsageKeeper;
   readonly requestLog: RequestLogKeeper;
   readonly idempotency: Idempotency;
@@ -241,6 +243,7 @@ async function assemble(
       verifier,
       lifecycle,
       workspaces,
+      tokenRevocation: createTokenRevocation({ verifier, membership, hasher, database }),
       idempotency,
       scopes,
       recorder,

@@ -5,7 +5,13 @@ import { entryIdFromUuid } from '../domain/entry-id.ts';
 import { KEY_ID_PATTERN } from '../domain/key-id.ts';
 import { SYSTEM_WORKSPACE } from '../domain/workspace.ts';
 import { foreignWorkspace } from '../lifecycle/key-rules.ts';
-import { listAuditEvents, type StoredAuditEvent } from '../storage/audit.ts';
+import {
+  type AuditFilters,
+  listAuditEvents,
+  type StoredAuditEvent,
+  TOKEN_SOURCES,
+  type TokenSource,
+} from '../storage/audit.ts';
 import type { Database } from '../storage/database.ts';
 import { type Callers, callerOf } from './callers.ts';
 import type { CursorCodec } from './cursor.ts';
@@ -25,9 +31,14 @@ const listQuery = z.strictObject({
     .describe('What was done: `key.created`, `key.updated`, `key.revoked`, `workspace.keys_revoked`, ….'),
   actor: z
     .string()
-    .refine((value) => value === OPERATOR || KEY_ID_PATTERN.test(value), `${KEY_ID}, or ${OPERATOR}`)
+    .refine(
+      (value) => value === OPERATOR || isSource(value) || KEY_ID_PATTERN.test(value),
+      `${KEY_ID}, or one of: ${[OPERATOR, ...TOKEN_SOURCES].join(', ')}`,
+    )
     .optional()
-    .describe('What this service key did; `operator`: what was done at the command line.'),
+    .describe(
+      'What this service key did; `operator`: what was done at the command line; `leak_report`, `github`, `oauth_revoke`: what a token did that was shown there.',
+    ),
   from: schemas.timeInput.optional().describe('Events from then on.'),
   to: schemas.timeInput.optional().describe('Events before then.'),
   ...pageQuery,
@@ -40,7 +51,11 @@ const eventOutput = z
     id: z.string().meta({ pattern: '^evt_[0-9a-z]{26}$', description: 'A TypeID, sortable by time.' }),
     at: schemas.timeOutput.describe('When it was done, by the clock of the database.'),
     action: z.string().describe('What was done, such as `key.revoked`. Later releases may add others.'),
-    actor: z.string().describe('The id of the service key that acted; `operator`: at the command line.'),
+    actor: z
+      .string()
+      .describe(
+        'The id of the service key that acted; `operator`: at the command line; `leak_report`, `github`, `oauth_revoke`: whoever showed the token there.',
+      ),
     target: z
       .object({
         type: z.string().describe('`key`, `workspace`, `scope`.'),
@@ -91,7 +106,7 @@ export function registerAuditRoutes({
         const page = pageOf(cursors, request.query, 'audit-events');
         const found = await database.read((executor) =>
           listAuditEvents(executor, {
-            filters: { workspaceId, keyId, action, actor: actor === OPERATOR ? null : actor },
+            filters: { workspaceId, keyId, action, ...actorFilter(actor) },
             stretch: { from: schemas.toTime(from), to: schemas.toTime(to), after: page.after },
             visibleWorkspaces: caller.allowedWorkspaces,
             includeSystem: reaches(caller, SYSTEM_WORKSPACE),
@@ -105,13 +120,22 @@ export function registerAuditRoutes({
   });
 }
 
+function actorFilter(actor: string | undefined): Pick<AuditFilters, 'actor' | 'source'> {
+  if (actor === OPERATOR) return { actor: null };
+  return isSource(actor) ? { source: actor } : { actor };
+}
+
+function isSource(actor: string | undefined): actor is TokenSource {
+  return TOKEN_SOURCES.some((source) => source === actor);
+}
+
 function viewOf(event: StoredAuditEvent): z.input<typeof eventOutput> {
   const { actor, action, keyId, workspaceId, target, before, after } = event;
   return {
     id: entryIdFromUuid('evt', event.id),
     at: schemas.fromTime(event.at),
     action,
-    actor: actor.keyId ?? OPERATOR,
+    actor: actor.keyId ?? actor.source ?? OPERATOR,
     target: { type: action.replace(/\..*/, ''), id: target ?? keyId ?? workspaceId },
     workspace_id: workspaceId,
     key_id: keyId,

@@ -9,7 +9,7 @@ import { isoTime } from '../domain/time.ts';
 import { SERVICE_ENVIRONMENT, SYSTEM_WORKSPACE } from '../domain/workspace.ts';
 import { appendAuditEvent, OPERATOR } from '../storage/audit.ts';
 import type { Database } from '../storage/database.ts';
-import { hasServiceKeys, readDatabaseTime, revokeKey, updateKey } from '../storage/keys.ts';
+import { hasServiceKeys, readDatabaseTime, revokeKeys, updateKey } from '../storage/keys.ts';
 import { lockOrMakeWorkspace, lockWorkspace } from '../storage/workspaces.ts';
 import type { Changed, Membership, Propagation } from '../verification/membership.ts';
 import { actorOf, changedMembers, keyShown, type Origin } from './audit.ts';
@@ -186,7 +186,7 @@ export function createKeyLifecycle(options: KeyLifecycleOptions): KeyLifecycle {
         if (before.revokedAt !== null) return keyChanged(before, { repeated: true });
         await keepAnAdmin(executor, before, undefined, caller.now);
         const revokedAt = Math.floor(await readDatabaseTime(executor));
-        await revokeKey(executor, id, { at: revokedAt, reason });
+        await revokeKeys(executor, [id], { at: revokedAt, reason });
         await appendAuditEvent(
           executor,
           {

@@ -18,9 +18,15 @@ export type AuditAction =
   | 'scope.updated'
   | 'scope.deleted';
 
+/** By which door a key came to be revoked for its token: whoever showed that is no service key. */
+export const TOKEN_SOURCES = ['leak_report', 'github', 'oauth_revoke'] as const;
+export type TokenSource = (typeof TOKEN_SOURCES)[number];
+
 /** Who acts, from where, in which request. An operator at the command line has none of these. */
 export interface Actor {
   readonly keyId: KeyId | null;
+  /** In place of a service key, where somebody acted by holding a token. */
+  readonly source?: TokenSource;
   readonly address: string | null;
   readonly requestId: string | null;
 }
@@ -42,28 +48,41 @@ export interface AuditEvent {
 
 /** Appends an event, in the transaction of the change that it tells of. */
 export async function appendAuditEvent(executor: Executor, event: AuditEvent, nowMs: number): Promise<void> {
-  await executor.insert(auditEvents).values({
-    id: uuidv7({ msecs: Math.floor(nowMs) }),
-    at: new Date(nowMs),
-    action: event.action,
-    actorKeyId: event.actor.keyId === null ? null : keyIdToUuid(event.actor.keyId),
-    workspaceId: event.workspaceId,
-    keyId: event.keyId === null ? null : keyIdToUuid(event.keyId),
-    target: event.target ?? null,
-    before: event.before,
-    after: event.after,
-    address: event.actor.address,
-    requestId: event.actor.requestId,
-  });
+  await appendAuditEvents(executor, [event], nowMs);
+}
+
+/** The same for several at once; one at least. */
+export async function appendAuditEvents(
+  executor: Executor,
+  events: readonly AuditEvent[],
+  nowMs: number,
+): Promise<void> {
+  await executor.insert(auditEvents).values(
+    events.map(({ action, actor, workspaceId, keyId, target = null, before, after }) => ({
+      id: uuidv7({ msecs: Math.floor(nowMs) }),
+      at: new Date(nowMs),
+      action,
+      actorKeyId: actor.keyId === null ? null : keyIdToUuid(actor.keyId),
+      source: actor.source ?? null,
+      workspaceId,
+      keyId: keyId === null ? null : keyIdToUuid(keyId),
+      target,
+      before,
+      after,
+      address: actor.address,
+      requestId: actor.requestId,
+    })),
+  );
 }
 
 /** An event as it was appended. */
-export interface StoredAuditEvent extends Omit<AuditEvent, 'action' | 'target'> {
+export interface StoredAuditEvent extends Omit<AuditEvent, 'action' | 'actor' | 'target'> {
   /** A UUIDv7 of `at`. */
   readonly id: string;
   /** Milliseconds since the epoch. */
   readonly at: number;
   readonly action: string;
+  readonly actor: Omit<Actor, 'source'> & { readonly source: string | null };
   readonly target: string | null;
 }
 
@@ -73,6 +92,8 @@ export interface AuditFilters {
   readonly action?: string | undefined;
   /** The service key that acted; `null`: an operator. */
   readonly actor?: KeyId | null | undefined;
+  /** The door by which somebody came who is neither. */
+  readonly source?: TokenSource | undefined;
 }
 
 export interface AuditPage {
@@ -128,7 +149,7 @@ const isNotOfSystem = or(
   sql`${auditEvents.workspaceId} <> ${SYSTEM_WORKSPACE}`,
 );
 
-function matches({ workspaceId, keyId, action, actor }: AuditFilters): SQL | undefined {
+function matches({ workspaceId, keyId, action, actor, source }: AuditFilters): SQL | undefined {
   return and(
     workspaceId === undefined ? undefined : eq(auditEvents.workspaceId, workspaceId),
     keyId === undefined ? undefined : eq(auditEvents.keyId, keyIdToUuid(keyId)),
@@ -136,8 +157,9 @@ function matches({ workspaceId, keyId, action, actor }: AuditFilters): SQL | und
     actor === undefined
       ? undefined
       : actor === null
-        ? isNull(auditEvents.actorKeyId)
+        ? and(isNull(auditEvents.actorKeyId), isNull(auditEvents.source))
         : eq(auditEvents.actorKeyId, keyIdToUuid(actor)),
+    source === undefined ? undefined : eq(auditEvents.source, source),
   );
 }
 
@@ -148,6 +170,7 @@ function eventOf(row: typeof auditEvents.$inferSelect): StoredAuditEvent {
     action: row.action,
     actor: {
       keyId: row.actorKeyId === null ? null : keyIdFromUuid(row.actorKeyId),
+      source: row.source,
       address: row.address,
       requestId: row.requestId,
     },

@@ -126,6 +126,17 @@ export async function lockKey(executor: Executor, id: KeyId): Promise<Key | unde
   return row && keyOf(row);
 }
 
+/** The same of several keys, of those that there are: in the order of their ids, so that none waits for another in a ring. */
+export async function lockKeys(executor: Executor, ids: readonly KeyId[]): Promise<Key[]> {
+  const rows = await executor
+    .select(keyColumns)
+    .from(apiKeys)
+    .where(inArray(apiKeys.id, ids.map(keyIdToUuid)))
+    .orderBy(apiKeys.id)
+    .for('no key update');
+  return rows.map(keyOf);
+}
+
 export async function insertKey(
   executor: Executor,
   { key, hash, secretId }: HashedKey & { secretId: number },
@@ -184,11 +195,16 @@ export interface Revocation {
   readonly reason: string | null;
 }
 
-export async function revokeKey(executor: Executor, id: KeyId, { at, reason }: Revocation): Promise<void> {
+/** Of keys that are not revoked yet. */
+export async function revokeKeys(
+  executor: Executor,
+  ids: readonly KeyId[],
+  { at, reason }: Revocation,
+): Promise<void> {
   await executor
     .update(apiKeys)
     .set({ revokedAt: new Date(at), revokedReason: reason })
-    .where(eq(apiKeys.id, keyIdToUuid(id)));
+    .where(inArray(apiKeys.id, ids.map(keyIdToUuid)));
 }
 
 /** Revokes all keys of a workspace that are not revoked yet and fit the filters; answers how many. */

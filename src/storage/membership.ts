@@ -2,9 +2,11 @@ import { and, eq, inArray, lt, sql } from 'drizzle-orm';
 import type { Executor } from './database.ts';
 import { acknowledgements, instances } from './schema.ts';
 
-/** What a change made stale: one key, all keys of a workspace, or the scope catalogue, of which there is one. */
+/** What a change made stale: a key, several, all of a workspace, or the scope catalogue, of which there is one. */
 export type Subject =
   | { readonly kind: 'key'; readonly id: string }
+  /** `MAX_KEYS_PER_CHANGE` at most. */
+  | { readonly kind: 'keys'; readonly ids: readonly string[] }
   | { readonly kind: 'workspace'; readonly id: string }
   | { readonly kind: 'catalogue' };
 
@@ -26,10 +28,25 @@ export const CHANGES_CHANNEL = 'claviger_changes';
 /** Each instance hears of the acknowledgements that it waits for, and of no others. */
 export const acknowledgementChannel = (instanceId: string) => `claviger_ack_${instanceId}`;
 
+/** A notification holds less than 8,000 bytes, and an id takes 31 of them. */
+export const MAX_KEYS_PER_CHANGE = 200;
+
 const NONE = '-';
+const BETWEEN_IDS = ',';
 
 export function writeChange({ id, subject, waiter }: Change): string {
-  return `${id} ${waiter ?? NONE} ${subject.kind} ${subject.kind === 'catalogue' ? NONE : subject.id}`;
+  return `${id} ${waiter ?? NONE} ${subject.kind} ${nameOf(subject)}`;
+}
+
+function nameOf(subject: Subject): string {
+  switch (subject.kind) {
+    case 'catalogue':
+      return NONE;
+    case 'keys':
+      return subject.ids.join(BETWEEN_IDS);
+    default:
+      return subject.id;
+  }
 }
 
 /** The change that a notification tells of; `undefined` for what is none, such as a probe. */
@@ -40,11 +57,13 @@ export function readChange(payload: string): Change | undefined {
   return subject && { id, subject, waiter: waiter === NONE ? null : waiter };
 }
 
-function subjectOf(kind: string | undefined, id: string): Subject | undefined {
+function subjectOf(kind: string | undefined, name: string): Subject | undefined {
   switch (kind) {
     case 'key':
     case 'workspace':
-      return { kind, id };
+      return { kind, id: name };
+    case 'keys':
+      return { kind, ids: name.split(BETWEEN_IDS) };
     case 'catalogue':
       return { kind };
     default:

@@ -221,8 +221,10 @@ export const auditEvents = pgTable(
     id: uuid().primaryKey(),
     at: time('at').notNull(),
     action: text().notNull(),
-    /** The service key that acted; null where an operator did, at the command line. */
+    /** The service key that acted; null where an operator did, at the command line, or somebody who held a token. */
     actorKeyId: uuid('actor_key_id'),
+    /** By which door the one came who held a token (storage/audit.ts); null for all others. */
+    source: text(),
     /** Null where what was changed belongs to no workspace. */
     workspaceId: text('workspace_id'),
     keyId: uuid('key_id'),
@@ -240,6 +242,9 @@ export const auditEvents = pgTable(
     index('audit_events_key_at').on(table.keyId, table.at, table.id),
     index('audit_events_actor_at').on(table.actorKeyId, table.at, table.id),
     index('audit_events_action_at').on(table.action, table.at, table.id),
+    index('audit_events_source_at')
+      .on(table.source, table.at, table.id)
+      .where(sql`${table.source} IS NOT NULL`),
   ],
 );
 

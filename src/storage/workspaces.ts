@@ -1,4 +1,4 @@
-import { eq } from 'drizzle-orm';
+import { eq, inArray } from 'drizzle-orm';
 import {
   DEFAULT_WORKSPACE,
   type Workspace,
@@ -38,7 +38,17 @@ export async function lockWorkspace(executor: Executor, id: string): Promise<Wor
   return row && workspaceOf(row);
 }
 
-/** The same, making the row of a workspace that has none. */
+/** The same of several workspaces, in the order of their ids, so that none waits for another in a ring. */
+export async function lockWorkspaces(executor: Executor, ids: readonly string[]): Promise<void> {
+  await executor
+    .select({ id: workspaces.id })
+    .from(workspaces)
+    .where(inArray(workspaces.id, [...ids]))
+    .orderBy(workspaces.id)
+    .for('no key update');
+}
+
+/** The same of one, making its row where it has none. */
 export async function lockOrMakeWorkspace(executor: Executor, id: string): Promise<Workspace> {
   for (;;) {
     const locked = await lockWorkspace(executor, id);

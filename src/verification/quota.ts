@@ -772,6 +772,7 @@ export function createQuota(options: QuotaOptions): Quota {
 
     invalidate(subject: Subject) {
       if (subject.kind === 'key') keys.delete(subject.id);
+      if (subject.kind === 'keys') for (const id of subject.ids) keys.delete(id);
       if (subject.kind === 'workspace') workspaces.delete(subject.id);
     },
 

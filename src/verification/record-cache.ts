@@ -197,10 +197,13 @@ export function createRecordCache<Outcome>({
         for (const flight of flights.values()) detach(flight);
         return;
       }
-      const digest = digests.get(subject.id);
-      const entry = digest === undefined ? undefined : entries.peek(digest);
-      if (entry !== undefined) dropRecord(entry);
-      for (const flight of flights.values()) if (flight.keyId === subject.id) detach(flight);
+      const ids = new Set(subject.kind === 'keys' ? subject.ids : [subject.id]);
+      for (const id of ids) {
+        const digest = digests.get(id);
+        const entry = digest === undefined ? undefined : entries.peek(digest);
+        if (entry !== undefined) dropRecord(entry);
+      }
+      for (const flight of flights.values()) if (ids.has(flight.keyId)) detach(flight);
     },
 
     forget() {

@@ -16,6 +16,8 @@ export interface SecretHasher {
   verify(token: string, hash: string): Promise<boolean>;
   /** Whether the hash was made with weaker parameters than are wanted now. */
   isWeak(hash: string): boolean;
+  /** Whether one more would be refused now. */
+  isFull(): boolean;
   /** How many computations run and wait now. */
   load(): { readonly running: number; readonly waiting: number };
 }
@@ -56,13 +58,7 @@ export function createSecretHasher({
     } else {
       if (waiting.length >= queueLength) {
         observer.overloaded();
-        throw new Failure(
-          'overloaded',
-          'Too many keys are being verified for the first time; nothing was decided.',
-          {
-            retryAfterSeconds: RETRY_AFTER_SECONDS,
-          },
-        );
+        throw overloaded();
       }
       // The slot is handed over: `running` stays as it is.
       await new Promise<void>((resolve) => waiting.push(resolve));
@@ -82,8 +78,18 @@ export function createSecretHasher({
     hash: (token) => inSlot(() => argon2.hash(token, { type: argon2.argon2id, ...wanted })),
     verify: (token, hash) => inSlot(() => argon2.verify(hash, token)),
     isWeak: (hash) => costOf(hash) < wanted.memoryCost * wanted.timeCost,
+    isFull: () => running >= slots && waiting.length >= queueLength,
     load: () => ({ running, waiting: waiting.length }),
   };
+}
+
+/** Nothing was decided: the pool has no room. */
+export function overloaded(): Failure {
+  return new Failure(
+    'overloaded',
+    'Too many keys are being verified for the first time; nothing was decided.',
+    { retryAfterSeconds: RETRY_AFTER_SECONDS },
+  );
 }
 
 /**

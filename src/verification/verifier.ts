@@ -12,6 +12,7 @@ import {
   refuseUnproved,
 } from '../domain/decision.ts';
 import { Failure } from '../domain/errors.ts';
+import { statusOf } from '../domain/key.ts';
 import type { KeyId } from '../domain/key-id.ts';
 import { hmacSha256 } from '../domain/key-secret.ts';
 import type { RateLimit } from '../domain/rate-limit.ts';
@@ -43,6 +44,11 @@ export interface Verifier {
   verify(token: string, question: Question): Soon<Decision>;
   /** Finds out which service key calls Claviger, from which address. Throws as `verify` does. */
   authenticate(token: string, address: () => string): Soon<Authentication>;
+  /**
+   * The id of the key whose token this is, whatever became of the key, a service key too: for whoever may do to it what
+   * its holder may. Proved, but for a revoked key, to which nothing more can be done. Throws as `verify` does.
+   */
+  identifyHolder(token: string): Promise<KeyId | undefined>;
   /** Charges one call to the rate limit that a service key was given. Throws as `verify` does. */
   chargeCall(caller: Caller, rateLimit: RateLimit): Soon<Charge>;
 }
@@ -214,6 +220,17 @@ export function createVerifier(options: VerifierOptions): Verifier {
       return resolved instanceof Promise
         ? resolved.then((found) => authenticationOf(found, address))
         : authenticationOf(resolved, address);
+    },
+
+    async identifyHolder(token) {
+      const found = await resolve(token, lease.isLeased());
+      if (found === undefined) return undefined;
+      const { id } = found.record.key;
+      if (statusOf(found.record.key, found.nowMs) !== 'expired') return id;
+      // Without a proof so far: that it has expired is told for the tag alone.
+      const loaded = await reader.read(id);
+      const proof = loaded && (await prove(token, digest('sha256', token, 'binary'), loaded));
+      return proof === undefined ? undefined : id;
     },
 
     chargeCall: ({ keyId, now }, rateLimit) =>

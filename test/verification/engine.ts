@@ -7,6 +7,7 @@ import { keySecret } from '../../src/domain/key-secret.ts';
 import { createTokenMint } from '../../src/domain/token.ts';
 import type { CreatedKey } from '../../src/lifecycle/key-maker.ts';
 import { createKeyLifecycle, type KeyLifecycle } from '../../src/lifecycle/keys.ts';
+import { createWorkspaceLifecycle, type WorkspaceLifecycle } from '../../src/lifecycle/workspaces.ts';
 import { createDatabase, type Database } from '../../src/storage/database.ts';
 import { storeSecret } from '../../src/storage/key-secrets.ts';
 import type { Subject } from '../../src/storage/membership.ts';
@@ -49,6 +50,9 @@ export interface Engine {
   /** What an introspection of the token comes to: `active`, or why not. */
   verdict(token: string): Promise<string>;
   revoke(id: KeyId): ReturnType<KeyLifecycle['revoke']>;
+  revokeWorkspace(id: string): ReturnType<WorkspaceLifecycle['revokeKeys']>;
+  /** A successor; the key itself lives on for a day. */
+  rotate(id: KeyId): ReturnType<KeyLifecycle['rotate']>;
   /** A change that leaves everything as it is, and makes it stale all the same. */
   touch(subject: Subject): Promise<Propagation>;
 }
@@ -190,6 +194,13 @@ export async function openEngine(test: TestDatabase, options: EngineOptions = {}
       return decision.active ? 'active' : decision.code;
     },
     revoke: (id) => lifecycle.revoke(caller(), ORIGIN, id, null),
+    revokeWorkspace: (id) =>
+      createWorkspaceLifecycle(membership).revokeKeys(caller(), ORIGIN, id, {
+        environment: undefined,
+        createdBy: undefined,
+        reason: null,
+      }),
+    rotate: (id) => lifecycle.rotate(caller(), ORIGIN, id, 86_400),
     async touch(subject) {
       const run = async () => ({ result: undefined, subject, repeated: false });
       return (await membership.change(run)).propagation;
