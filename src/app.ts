@@ -1,4 +1,5 @@
-import type { IncomingMessage } from 'node:http';
+import type { IncomingMessage, Server } from 'node:http';
+import type { SecureContextOptions } from 'node:tls';
 import rateLimit from '@fastify/rate-limit';
 import Fastify, { type FastifyInstance, type FastifyReply, type FastifyRequest } from 'fastify';
 import { serializerCompiler } from 'fastify-type-provider-zod';
@@ -53,6 +54,8 @@ export interface AppDependencies {
   readonly version: string;
   /** `undefined`: there is no `/metrics`. */
   readonly metrics: MetricsSource | undefined;
+  /** A certificate and its key, to serve HTTPS. Without: plain HTTP. */
+  readonly tls?: SecureContextOptions;
   /** Once true, each answer asks the client to use another connection. */
   isClosing(): boolean;
 }
@@ -62,6 +65,8 @@ const BODY_LIMIT_BYTES = 64 * 1024;
 const MAX_PARAM_LENGTH = 1_000;
 /** A client that takes longer for its headers and body is no client of ours. */
 const REQUEST_TIMEOUT_MS = 30_000;
+/** Node's own answer to a request without Host has no body; a hook of ours gives one. */
+const HTTP_OPTIONS = { requireHostHeader: false };
 
 /** The HTTP service over what it is given. It opens nothing: no socket, no connection, no file. */
 export async function buildApp(dependencies: AppDependencies): Promise<FastifyInstance> {
@@ -76,10 +81,11 @@ export async function buildApp(dependencies: AppDependencies): Promise<FastifyIn
     cursors,
     rotationDueDays,
     logger,
+    tls,
     isClosing,
   } = dependencies;
   const handleError = createErrorHandler(logger);
-  const app: FastifyInstance = Fastify({
+  const app: FastifyInstance = Fastify<Server>({
     // Two lines of ours tell of requests, below and in problem.ts. Fastify's own would hold the URL, and so whatever a
     // client put there; and with a logger it listens for the end of every response, whether or not that is logged.
     logger: false,
@@ -91,8 +97,9 @@ export async function buildApp(dependencies: AppDependencies): Promise<FastifyIn
     requestIdHeader: false,
     // While it drains an instance still answers what it accepted; Fastify's own 503 would drop it.
     return503OnClosing: false,
-    // Node's own answer to a request without Host has no body; the hook below gives one.
-    http: { requireHostHeader: false },
+    ...(tls === undefined
+      ? { http: HTTP_OPTIONS }
+      : { https: { ...HTTP_OPTIONS, ...tls, handshakeTimeout: REQUEST_TIMEOUT_MS } }),
     clientErrorHandler: (error, socket) => refuseBytes(error, socket),
     frameworkErrors: (error, request, reply) => {
       setCommonHeaders(request.id, reply);

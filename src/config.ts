@@ -200,6 +200,19 @@ export const SETTINGS = {
     range: '1–16',
     purpose: 'Lanes of one argon2id hash.',
   },
+  TLS_CERT_FILE: {
+    schema: z.string().optional(),
+    default: '',
+    range: 'a path',
+    purpose:
+      'Serve HTTPS, TLS 1.2 or newer, with this certificate: PEM, its chain behind it. Read again on SIGHUP. Unset: plain HTTP.',
+  },
+  TLS_KEY_FILE: {
+    schema: z.string().optional(),
+    default: '',
+    range: 'a path',
+    purpose: 'The private key of that certificate: PEM, not encrypted.',
+  },
   METRICS_ENABLED: {
     schema: onOff().default(true),
     default: 'on',
@@ -271,6 +284,13 @@ export function readConfig(environment: Readonly<Record<string, string | undefin
   }
   if (givenAs('DATABASE_LISTEN_URL') !== undefined && givenAs('DATABASE_URL') === undefined) {
     faults.add('DATABASE_LISTEN_URL goes with DATABASE_URL, which is unset');
+  }
+  for (const [one, other] of [
+    ['TLS_CERT_FILE', 'TLS_KEY_FILE'],
+    ['TLS_KEY_FILE', 'TLS_CERT_FILE'],
+  ] as const) {
+    if (givenAs(one) !== undefined && givenAs(other) === undefined)
+      faults.add(`${one} goes with ${other}, which is unset`);
   }
   if (faults.size > 0) throw new ConfigError([...faults].join('\n'));
 

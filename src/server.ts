@@ -7,6 +7,7 @@ import type { FastifyInstance } from 'fastify';
 import pino from 'pino';
 import { z } from 'zod';
 import { type AppDependencies, buildApp } from './app.ts';
+import { readCertificate, rereadOnHangup } from './certificate.ts';
 import type { Config } from './config.ts';
 import { type Core, type CoreOptions, openCore, StartError } from './core.ts';
 import { Failure } from './domain/errors.ts';
@@ -104,6 +105,9 @@ export function appDependencies(
 /** Runs the service until a signal ends it. */
 export async function serve(config: Config, options: Pick<CoreOptions, 'broken'> = {}): Promise<void> {
   const logger = createLogger(config.LOG_LEVEL);
+  const { TLS_CERT_FILE: certFile, TLS_KEY_FILE: keyFile } = config;
+  const files = certFile === undefined || keyFile === undefined ? undefined : { certFile, keyFile };
+  const tls = files && readCertificate(files).context;
   const metrics = createMetrics();
   const core = await openCore(config, {
     role: 'service',
@@ -119,7 +123,10 @@ export async function serve(config: Config, options: Pick<CoreOptions, 'broken'>
   let firstAdmin: Awaited<ReturnType<typeof makeFirstAdmin>>;
   try {
     firstAdmin = await makeFirstAdmin(core.lifecycle, config);
-    app = await buildApp(appDependencies(core, config, { logger, phase, metrics }));
+    app = await buildApp({
+      ...appDependencies(core, config, { logger, phase, metrics }),
+      ...(tls && { tls }),
+    });
     connections = watchConnections(app.server);
     await listen(app, config);
   } catch (error) {
@@ -129,7 +136,9 @@ export async function serve(config: Config, options: Pick<CoreOptions, 'broken'>
   }
 
   const running = app;
-  closeWithGrace({ delay: DRAIN_LIMIT_MS, logger: false }, async ({ signal, err }) => {
+  if (files !== undefined) rereadOnHangup(running.server, files, logger);
+  const skip = files === undefined ? [] : ['SIGHUP' as const];
+  closeWithGrace({ delay: DRAIN_LIMIT_MS, logger: false, skip }, async ({ signal, err }) => {
     if (err !== undefined) logger.fatal({ err: loggable(err) }, 'stopping after a fault');
     else logger.info({ signal }, 'draining');
     const flushUntil = performance.now() + DRAIN_LIMIT_MS - DRAIN_GOODBYE_MS;
@@ -139,7 +148,7 @@ export async function serve(config: Config, options: Pick<CoreOptions, 'broken'>
   });
   // Only now: who reads that it listens may send a signal at once.
   if (core.movedTo !== undefined) say(`The embedded PostgreSQL keeps its data in ${core.movedTo}`);
-  welcome(addressOf(running, config.HOST), firstAdmin, config);
+  welcome(addressOf(running, config), firstAdmin, config);
 }
 
 /**
@@ -171,7 +180,9 @@ async function drain(
   const limit = setTimeout(() => {
     // A change that still waits for a silent instance is told so, rather than cut off.
     const told = membership.close().then(() => sleep(DRAIN_LAST_WORDS_MS));
-    void told.finally(() => app.server.closeAllConnections());
+    void told.finally(() => {
+      for (const socket of connections) socket.destroy();
+    });
   }, DRAIN_ANSWERS_MS);
   await closed;
   clearTimeout(limit);
@@ -182,12 +193,14 @@ async function connectionsEnd(connections: ReadonlySet<net.Socket>, limitMs: num
   while (performance.now() < deadline && connections.size > 0) await sleep(20);
 }
 
+/** A TLS connection is there twice: as its socket, and as what is read from that once its handshake is over. */
 function watchConnections(server: net.Server): ReadonlySet<net.Socket> {
   const connections = new Set<net.Socket>();
-  server.on('connection', (socket) => {
+  const watch = (socket: net.Socket) => {
     connections.add(socket);
     socket.once('close', () => connections.delete(socket));
-  });
+  };
+  server.on('connection', watch).on('secureConnection', watch);
   return connections;
 }
 
@@ -272,10 +285,10 @@ async function writeSecretFile(path: string, content: string): Promise<void> {
   }
 }
 
-function addressOf(app: FastifyInstance, host: string): string {
+function addressOf(app: FastifyInstance, { HOST: host, TLS_CERT_FILE: certFile }: Config): string {
   const bound = app.server.address() as AddressInfo;
   const shown = host === '0.0.0.0' || host === '::' ? '127.0.0.1' : host;
-  return `http://${net.isIPv6(shown) ? `[${shown}]` : shown}:${bound.port}`;
+  return `${certFile === undefined ? 'http' : 'https'}://${net.isIPv6(shown) ? `[${shown}]` : shown}:${bound.port}`;
 }
 
 function welcome(address: string, admin: Awaited<ReturnType<typeof makeFirstAdmin>>, config: Config): void {

@@ -69,6 +69,8 @@ const CASES: Readonly<Record<string, { accepted: readonly string[]; refused: rea
   ARGON2_MEMORY_KIB: { accepted: ['1024', '4194304'], refused: ['1023', '4194305'] },
   ARGON2_TIME_COST: { accepted: ['1', '1000'], refused: ['0', '1001'] },
   ARGON2_PARALLELISM: { accepted: ['1', '16'], refused: ['0', '17'] },
+  TLS_CERT_FILE: { accepted: ['/run/secrets/tls.crt'], refused: [] },
+  TLS_KEY_FILE: { accepted: ['/run/secrets/tls.key'], refused: [] },
   METRICS_ENABLED: { accepted: ['on', 'off'], refused: ['yes'] },
   HOST: { accepted: ['0.0.0.0', '::'], refused: [] },
   PORT: { accepted: ['0', '65535'], refused: ['-1', '65536', 'http'] },
@@ -80,6 +82,8 @@ const NAMES = Object.keys(SETTINGS);
 const COMPANIONS: Readonly<Record<string, Record<string, string>>> = {
   DATABASE_URL: { KEY_SECRET: SECRET },
   DATABASE_LISTEN_URL: { DATABASE_URL, KEY_SECRET: SECRET },
+  TLS_CERT_FILE: { TLS_KEY_FILE: '/run/secrets/tls.key' },
+  TLS_KEY_FILE: { TLS_CERT_FILE: '/run/secrets/tls.crt' },
 };
 
 const each = (kind: 'accepted' | 'refused') =>
@@ -142,6 +146,15 @@ describe('an empty variable', () => {
 test('a separate connection for LISTEN makes no sense without DATABASE_URL', () => {
   expect(faultsOf({ DATABASE_LISTEN_URL: DATABASE_URL })).toEqual([
     'DATABASE_LISTEN_URL goes with DATABASE_URL, which is unset',
+  ]);
+});
+
+test.each([
+  ['TLS_CERT_FILE', 'TLS_KEY_FILE'],
+  ['TLS_KEY_FILE', 'TLS_CERT_FILE'],
+])('%s makes no sense without %s', (given, missing) => {
+  expect(faultsOf({ [given]: '/run/secrets/tls' })).toEqual([
+    `${given} goes with ${missing}, which is unset`,
   ]);
 });
 

@@ -1,5 +1,6 @@
 import type { IncomingMessage, Server, ServerResponse } from 'node:http';
 import type { Duplex } from 'node:stream';
+import { TLSSocket } from 'node:tls';
 import { Failure } from '../domain/errors.ts';
 import { problemText } from './problem.ts';
 import { newRequestId } from './request-id.ts';
@@ -23,6 +24,7 @@ interface Latest {
 export function guardConnections(server: Server): (error: Error, socket: Duplex) => void {
   const latest = new WeakMap<Duplex, Latest>();
   const refused = new WeakSet<Duplex>();
+  const secured = new WeakSet<Duplex>();
 
   function refuse(socket: Duplex, failure: Failure): void {
     if (refused.has(socket)) return;
@@ -65,8 +67,12 @@ export function guardConnections(server: Server): (error: Error, socket: Duplex)
   // Node drops header lines beyond a count, and a second Authorization among them; their size is bounded anyway.
   server.maxHeadersCount = 0;
 
+  server.on('secureConnection', (socket: TLSSocket) => secured.add(socket));
+
   return (_error, socket) => {
-    refuse(socket, new Failure('invalid_request', 'This is not a well-formed HTTP request.'));
+    // Before a handshake is over there is no way to say anything.
+    if (socket instanceof TLSSocket && !secured.has(socket)) socket.destroy();
+    else refuse(socket, new Failure('invalid_request', 'This is not a well-formed HTTP request.'));
   };
 }
 

@@ -1,12 +1,13 @@
 import { type ChildProcess, spawn } from 'node:child_process';
 import { once } from 'node:events';
 import { existsSync } from 'node:fs';
-import { chmod, copyFile, cp, mkdir, mkdtemp, readdir, readFile, rm } from 'node:fs/promises';
+import { chmod, copyFile, cp, mkdir, mkdtemp, readdir, readFile, rm, writeFile } from 'node:fs/promises';
 import { createServer } from 'node:net';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { afterAll, beforeAll, describe, expect, test } from 'vitest';
 import { TEST_KEY_SECRET } from '../support/app.ts';
+import { createAuthority } from '../support/certificates.ts';
 import { databaseOfTest } from '../support/database.ts';
 import { collectOutput, ROOT } from '../support/service.ts';
 import {
@@ -163,6 +164,30 @@ describe('the image', () => {
     } finally {
       service.kill('SIGKILL');
     }
+  });
+
+  test('is healthy with HTTPS too', async () => {
+    const authority = await createAuthority('Test authority');
+    const { cert, key } = await authority.issue(['claviger.test']);
+    const files = { TLS_CERT_FILE: join(folder, 'tls.crt'), TLS_KEY_FILE: join(folder, 'tls.key') };
+    await writeFile(files.TLS_CERT_FILE, cert);
+    await writeFile(files.TLS_KEY_FILE, key, { mode: 0o644 });
+    const environment = {
+      ...image.environment,
+      ...files,
+      DATABASE_URL: (await databaseOfTest()).url,
+      KEY_SECRET: TEST_KEY_SECRET,
+      PORT: String(await freePort()),
+    };
+    const service = start(image.command, environment);
+    const ended = once(service, 'close');
+    try {
+      await expect.poll(() => health(environment), { timeout: 20_000, interval: 100 }).toBe(0);
+    } finally {
+      service.kill('SIGTERM');
+      await ended;
+    }
+    expect(await health(environment)).toBe(1);
   });
 
   test('says what is missing when it is started without a database', async () => {

@@ -1,5 +1,6 @@
 import { randomBytes } from 'node:crypto';
 import http from 'node:http';
+import https from 'node:https';
 import { connect, type Socket } from 'node:net';
 
 /** How one request ended: with a complete answer, or with the code of the fault that cut it off. */
@@ -40,7 +41,8 @@ export function sendOnce(
     const lose = (code: string) =>
       resolve({ answered: false, id, code, reused: request.reusedSocket, receivedBytes });
     const fail = (error: NodeJS.ErrnoException) => lose(error.code ?? error.message);
-    const request = http.request(
+    const { request: open } = url.startsWith('https:') ? https : http;
+    const request = open(
       new URL(path, url),
       {
         method,
@@ -98,16 +100,21 @@ export function startLoad(options: {
   readonly token: string;
   readonly clients: number;
   readonly keepAlive: boolean;
+  /** Whom to trust with https. */
+  readonly ca?: string;
   request(index: number): LoadRequest;
 }): Load {
-  const { url, token, clients, keepAlive, request } = options;
+  const { url, token, clients, keepAlive, ca, request } = options;
   const outcomes: Outcome[] = [];
   const waiting = new Set<{ count: number; resolve: () => void }>();
   let stopping = false;
   let index = 0;
 
   async function runClient(): Promise<void> {
-    const agent = keepAlive ? new http.Agent({ keepAlive: true, maxSockets: 1 }) : false;
+    const agent =
+      ca === undefined
+        ? keepAlive && new http.Agent({ keepAlive, maxSockets: 1 })
+        : new https.Agent({ keepAlive, maxSockets: 1, maxCachedSessions: 0, ca });
     while (!stopping) {
       const outcome = await sendOnce(url, token, request(index++), agent);
       if (!outcome.answered && outcome.code === 'ECONNREFUSED') break;

@@ -1,3 +1,5 @@
+import { Agent, request } from 'node:https';
+
 /** A response as tests look at it. */
 export interface Answer {
   readonly status: number;
@@ -88,6 +90,27 @@ export function createClient(
 /** Reads a body as its content type says. */
 export function bodyOf(contentType: string | undefined, text: string): unknown {
   return /^application\/([a-z]+\+)?json\b/.test(contentType ?? '') ? JSON.parse(text) : text;
+}
+
+/** Over TLS, trusting this authority alone. */
+export function tlsTransport(baseUrl: string, ca: string): Transport {
+  const agent = new Agent({ ca, keepAlive: false });
+  return ({ method, path, headers, body }) =>
+    new Promise((resolve, reject) => {
+      const sent = request(`${baseUrl}${path}`, { method, headers, agent }, async (response) => {
+        const text = (await response.setEncoding('utf8').toArray()).join('');
+        const found = Object.fromEntries(
+          Object.entries(response.headers).map(([name, value]) => [name, String(value)]),
+        );
+        resolve({
+          status: response.statusCode ?? 0,
+          headers: found,
+          text,
+          body: bodyOf(found['content-type'], text),
+        });
+      });
+      sent.on('error', reject).end(body);
+    });
 }
 
 /** Over a real socket. */

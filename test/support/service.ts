@@ -6,7 +6,7 @@ import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { onTestFinished } from 'vitest';
 import { CHEAP_ARGON2, TEST_KEY_SECRET } from './app.ts';
-import { type Client, createClient, fetchTransport } from './client.ts';
+import { type Client, createClient, fetchTransport, tlsTransport } from './client.ts';
 import type { TestDatabase } from './database.ts';
 import { loadResponseCheck } from './response-check.ts';
 
@@ -27,11 +27,14 @@ export interface ServiceOptions {
   readonly database: TestDatabase;
   /** The service key that its client uses; default: the first admin key, which then must not exist yet. */
   readonly token?: string;
+  /** Whom its client trusts, where it serves HTTPS. */
+  readonly ca?: string;
   readonly environment?: Readonly<Record<string, string>>;
 }
 
 /** A real process on a free port, killed when the test ends if it still runs then. */
-export async function startService({ database, token, environment = {} }: ServiceOptions): Promise<Service> {
+export async function startService(options: ServiceOptions): Promise<Service> {
+  const { database, token, ca, environment = {} } = options;
   const folder = await mkdtemp(join(tmpdir(), 'claviger-service-'));
   const adminKeyFile = join(folder, 'admin-key');
   const child = spawn(process.execPath, [CLI, 'serve'], {
@@ -55,7 +58,7 @@ export async function startService({ database, token, environment = {} }: Servic
     await rm(folder, { recursive: true, force: true });
   });
   const url = await addressOf(child, printed);
-  const client = createClient(fetchTransport(url), {
+  const client = createClient(ca === undefined ? fetchTransport(url) : tlsTransport(url, ca), {
     token: token ?? (await readFile(adminKeyFile, 'utf8')).trim(),
     check: await loadResponseCheck(),
   });
@@ -100,7 +103,7 @@ export function collectOutput(child: ChildProcess): { stdout: string; stderr: st
 
 async function addressOf(child: ChildProcess, printed: { stdout: string; stderr: string }): Promise<string> {
   for (;;) {
-    const address = /listens on (http:\/\/\S+)/.exec(printed.stdout)?.[1];
+    const address = /listens on (https?:\/\/\S+)/.exec(printed.stdout)?.[1];
     if (address !== undefined) return address;
     if (child.exitCode !== null || child.signalCode !== null)
       throw new Error(`the service ended: ${printed.stderr}`);
