@@ -1,41 +1,38 @@
 import { timingSafeEqual } from 'node:crypto';
 import { invalidInput } from '../domain/errors.ts';
-import { type KeyId, keyIdFromBytes, keyIdToBytes } from '../domain/key-id.ts';
 import { hmacSha256 } from '../domain/key-secret.ts';
 
-const ID_BYTES = 16;
 const MAC_BYTES = 16;
 
 export interface CursorCodec {
-  /** A cursor behind `last`, the last key of a page of the list that `filters` describe. */
-  write(filters: string, last: KeyId): string;
+  /** A cursor behind the place, of 255 bytes at most, where a page of the list that `filters` describe ends. */
+  write(filters: string, place: Uint8Array): string;
   /** @throws Failure `invalid_request` for a cursor that was changed or that belongs to another list. */
-  read(filters: string, cursor: string): KeyId;
+  read(filters: string, cursor: string): Uint8Array;
 }
 
 /**
- * Opaque cursors: the id of the last key, and a MAC of it and of the filters.
+ * Opaque cursors: where the page ends, and a MAC of that and of the filters.
  * @param cursorKeys derived from `KEY_SECRET`, newest first: the first writes, all read.
  */
 export function createCursorCodec(cursorKeys: readonly [Uint8Array, ...Uint8Array[]]): CursorCodec {
-  const macOf = (key: Uint8Array, filters: string, id: Uint8Array) =>
-    hmacSha256(key, id, filters).subarray(0, MAC_BYTES);
+  // The length comes first, so that no part of a place can pass for one of the filters.
+  const macOf = (key: Uint8Array, filters: string, place: Uint8Array) =>
+    hmacSha256(key, Uint8Array.of(place.length), place, filters).subarray(0, MAC_BYTES);
   return {
-    write(filters, last) {
-      const id = keyIdToBytes(last);
-      return Buffer.concat([id, macOf(cursorKeys[0], filters, id)]).toString('base64url');
-    },
+    write: (filters, place) =>
+      Buffer.concat([place, macOf(cursorKeys[0], filters, place)]).toString('base64url'),
     read(filters, cursor) {
       const bytes = Buffer.from(cursor, 'base64url');
-      const id = bytes.subarray(0, ID_BYTES);
-      const mac = bytes.subarray(ID_BYTES);
+      const place = bytes.subarray(0, -MAC_BYTES);
+      const mac = bytes.subarray(-MAC_BYTES);
       const genuine =
-        bytes.length === ID_BYTES + MAC_BYTES &&
+        place.length > 0 &&
         bytes.toString('base64url') === cursor &&
-        cursorKeys.some((key) => timingSafeEqual(macOf(key, filters, id), mac));
+        cursorKeys.some((key) => timingSafeEqual(macOf(key, filters, place), mac));
       if (!genuine)
         throw invalidInput({ path: 'cursor', message: 'is not a cursor of this list with these filters' });
-      return keyIdFromBytes(id);
+      return place;
     },
   };
 }

@@ -1,5 +1,5 @@
 import { z } from 'zod';
-import { keyIdFromUuid, keyIdToUuid } from '../domain/key-id.ts';
+import { keyIdFromBytes, keyIdFromUuid, keyIdToBytes, keyIdToUuid } from '../domain/key-id.ts';
 import type { CursorCodec } from './cursor.ts';
 import type { paginationOutput } from './schemas.ts';
 
@@ -28,39 +28,55 @@ interface PageQuery {
   readonly cursor?: string | undefined;
 }
 
-/** A page that is asked for: of a list by name, with these filters. */
-export interface PageRequest {
-  /** The UUID behind which it begins. */
-  readonly after: string | undefined;
+/** A page that is asked for: of a list by name, with these filters. A place is the UUID of an entry, unless said otherwise. */
+export interface PageRequest<Place = string> {
+  /** The place behind which it begins. */
+  readonly after: Place | undefined;
   /** How many to read: one more than is shown tells whether there are more. */
   readonly limit: number;
   /** The entries to show, and where the list goes on. */
   answer<Entry>(
     found: readonly Entry[],
-    uuidOf: (entry: Entry) => string,
+    placeOf: (entry: Entry) => Place,
   ): { shown: Entry[]; pagination: z.input<typeof paginationOutput> };
 }
 
 /** @throws Failure `invalid_request` for a cursor of another list or of other filters. */
-export function pageOf(
+export function pageOf(cursors: CursorCodec, query: FilteredPageQuery, listName: string): PageRequest {
+  return pageBy(cursors, query, { listName, ...BY_UUID });
+}
+
+type FilteredPageQuery = PageQuery & Readonly<Record<string, string | undefined>>;
+
+// A cursor holds 16 bytes, whatever they are the id of.
+const BY_UUID = {
+  toBytes: (uuid: string) => keyIdToBytes(keyIdFromUuid(uuid)),
+  fromBytes: (bytes: Uint8Array) => keyIdToUuid(keyIdFromBytes(bytes)),
+};
+
+/** The same for a list whose places are none of UUIDs alone. */
+export function pageBy<Place>(
   cursors: CursorCodec,
-  { limit: limitText, cursor, ...filters }: PageQuery & Readonly<Record<string, string | undefined>>,
-  listName: string,
-): PageRequest {
+  { limit: limitText, cursor, ...filters }: FilteredPageQuery,
+  {
+    listName,
+    toBytes,
+    fromBytes,
+  }: { listName: string; toBytes(place: Place): Uint8Array; fromBytes(bytes: Uint8Array): Place },
+): PageRequest<Place> {
   const limit = Number(limitText ?? DEFAULT_PAGE);
   const list = `${listName} ${JSON.stringify(Object.entries(filters).sort())}`;
   return {
-    // A cursor holds 16 bytes, whatever they are the id of.
-    after: cursor === undefined ? undefined : keyIdToUuid(cursors.read(list, cursor)),
+    after: cursor === undefined ? undefined : fromBytes(cursors.read(list, cursor)),
     limit: limit + 1,
-    answer(found, uuidOf) {
+    answer(found, placeOf) {
       const shown = found.slice(0, limit);
       const last = shown.at(-1);
       const hasMore = found.length > limit && last !== undefined;
       return {
         shown,
         pagination: {
-          next_cursor: hasMore ? cursors.write(list, keyIdFromUuid(uuidOf(last))) : null,
+          next_cursor: hasMore ? cursors.write(list, toBytes(placeOf(last))) : null,
           has_more: hasMore,
         },
       };

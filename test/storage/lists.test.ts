@@ -2,7 +2,7 @@ import pg from 'pg';
 import { afterAll, beforeAll, describe, expect, onTestFinished, test, vi } from 'vitest';
 import { readConfig } from '../../src/config.ts';
 import { openCore } from '../../src/core.ts';
-import { keyIdFromUuid, keyIdToUuid, uuidFloor } from '../../src/domain/key-id.ts';
+import { keyIdFromUuid, keyIdToBytes, keyIdToUuid, uuidFloor } from '../../src/domain/key-id.ts';
 import { keySecret } from '../../src/domain/key-secret.ts';
 import { createCursorCodec } from '../../src/http/cursor.ts';
 import { appOfTest, createTestApp, TEST_KEY_SECRET, type TestApp } from '../support/app.ts';
@@ -245,7 +245,10 @@ function manyWorkspaces(count: number): string[] {
 function cursorAt(query: string, ageDays: number): string {
   const filters = JSON.stringify([...new URLSearchParams(query)].sort());
   const codec = createCursorCodec([keySecret(TEST_KEY_SECRET).derive('cursor')]);
-  return codec.write(`keys ${filters}`, keyIdFromUuid(uuidFloor(Date.now() - ageDays * DAY_MS)));
+  return codec.write(
+    `keys ${filters}`,
+    keyIdToBytes(keyIdFromUuid(uuidFloor(Date.now() - ageDays * DAY_MS))),
+  );
 }
 
 type ExplainedStatement = { readonly statement: string; readonly plan: Plan };
