@@ -5,6 +5,7 @@ import Fastify, { type FastifyInstance, type FastifyReply, type FastifyRequest }
 import { serializerCompiler } from 'fastify-type-provider-zod';
 import type { Logger } from 'pino';
 import { Failure } from './domain/errors.ts';
+import type { SignalThresholds } from './domain/signal.ts';
 import { addressOf } from './http/address.ts';
 import { registerAuditRoutes } from './http/audit-events.ts';
 import { registerJsonBody } from './http/body.ts';
@@ -23,6 +24,7 @@ import { requestIdOf } from './http/request-id.ts';
 import { registerRequestLogRoutes } from './http/request-logs.ts';
 import { registerRotationRoute } from './http/rotation.ts';
 import { registerScopeRoutes } from './http/scopes.ts';
+import { registerSignalRoutes } from './http/signals.ts';
 import { registerUsageRoutes } from './http/usage.ts';
 import { validatorCompiler } from './http/validation.ts';
 import { registerWorkspaceRoutes } from './http/workspaces.ts';
@@ -49,6 +51,7 @@ export interface AppDependencies {
   readonly readiness: Readiness;
   readonly limits: CallerLimits;
   readonly rotationDueDays: number;
+  readonly signals: SignalThresholds;
   /** Addresses and CIDRs of proxies whose `X-Forwarded-For` is believed. */
   readonly trustedProxies: readonly string[];
   readonly version: string;
@@ -146,6 +149,7 @@ export async function buildApp(dependencies: AppDependencies): Promise<FastifyIn
   registerAuditRoutes({ callers, database, cursors });
   registerRequestLogRoutes({ callers, database, cursors });
   registerUsageRoutes({ callers, database, recorder });
+  registerSignalRoutes({ callers, database, cursors, thresholds: dependencies.signals });
   registerMeRoute({ callers });
   registerHealthRoutes(app, dependencies);
   if (dependencies.metrics !== undefined) registerMetricsRoute(app, dependencies.metrics);

@@ -145,6 +145,49 @@ export const SETTINGS = {
     range: '1–3650',
     purpose: 'The age at which a key is due for rotation.',
   },
+  SIGNAL_UNUSED_DAYS: {
+    schema: integer(1, 3650).default(90),
+    default: '90',
+    range: '1–3650',
+    purpose: 'Signals: for how many days a key is not used until it is told of as unused.',
+  },
+  SIGNAL_EXPIRING_DAYS: {
+    schema: integer(1, 365).default(14),
+    default: '14',
+    range: '1–365',
+    purpose: 'Signals: how many days before its expiry a key is told of as expiring.',
+  },
+  SIGNAL_GROWTH_FACTOR: {
+    schema: integer(2, 1_000_000).default(10),
+    default: '10',
+    range: '2–1000000',
+    purpose:
+      "Signals: how many times the busiest hour of its last week an hour's requests of a key are a growth.",
+  },
+  SIGNAL_GROWTH_MINIMUM: {
+    schema: integer(1, 1_000_000_000).default(1_000),
+    default: '1000',
+    range: '1–1000000000',
+    purpose: "Signals: how many an hour's requests of a key are at least to be a growth.",
+  },
+  SIGNAL_BURST_FAILURES: {
+    schema: integer(1, 1_000_000).default(100),
+    default: '100',
+    range: '1–1000000',
+    purpose: 'Signals: how many failed authentications of an address within a window are a burst.',
+  },
+  SIGNAL_BURST_MINUTES: {
+    schema: integer(1, 1440).default(10),
+    default: '10',
+    range: '1–1440',
+    purpose: 'Signals: the length of that window.',
+  },
+  SIGNAL_RECENT_DAYS: {
+    schema: integer(1, 30).default(7),
+    default: '7',
+    range: '1–30',
+    purpose: 'Signals: for how long growths, new addresses and bursts are told of.',
+  },
   CATALOGUE_UNMATCHED: {
     schema: z.enum(['refuse', 'allow'], 'must be refuse or allow').default('refuse'),
     default: 'refuse',

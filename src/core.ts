@@ -1,6 +1,7 @@
 import { randomBytes } from 'node:crypto';
 import type { Config } from './config.ts';
 import { type KeyPurpose, type KeySecret, keySecret } from './domain/key-secret.ts';
+import type { SignalThresholds } from './domain/signal.ts';
 import { createTokenMint } from './domain/token.ts';
 import { openEmbeddedPostgres } from './embedded-postgres.ts';
 import { createIdempotency, type Idempotency } from './lifecycle/idempotency.ts';
@@ -8,6 +9,7 @@ import { createKeyLifecycle, type KeyLifecycle } from './lifecycle/keys.ts';
 import { createScopeLifecycle, type ScopeLifecycle } from './lifecycle/scopes.ts';
 import { createTokenRevocation, type TokenRevocation } from './lifecycle/token-revocation.ts';
 import { createWorkspaceLifecycle, type WorkspaceLifecycle } from './lifecycle/workspaces.ts';
+import { createFailureKeeper, createSignalSweep } from './recording/failures.ts';
 import { type RecordingObserver, UNOBSERVED_RECORDING } from './recording/observer.ts';
 import { createRecorder, type Recorder } from './recording/recorder.ts';
 import { createRequestLog, forgetOldAddresses, type RequestLogKeeper } from './recording/request-log.ts';
@@ -153,11 +155,17 @@ async function assemble(
     report,
     broken,
   });
-  const usage = createUsageKeeper({ database, observer: recordingObserver, report });
+  const thresholds = signalThresholds(config);
+  const usage = createUsageKeeper({
+    database,
+    growth: thresholds.growth,
+    observer: recordingObserver,
+    report,
+  });
   const upkeep = createUpkeep({
     database,
     tables: keptTables(config),
-    chores: [createCounterSweep(), forgetOldAddresses],
+    chores: [createCounterSweep(), forgetOldAddresses, createSignalSweep(thresholds)],
     observer: recordingObserver,
     report,
   });
@@ -169,7 +177,12 @@ async function assemble(
     report,
     wrote: upkeep.wrote,
   });
-  const recorder = createRecorder({ database, keepers: [usage, requestLog], isOn: config.RECORDING });
+  const failures = createFailureKeeper({ database, threshold: thresholds.burst });
+  const recorder = createRecorder({
+    database,
+    keepers: [usage, requestLog, failures],
+    isOn: config.RECORDING,
+  });
   let idempotency: Idempotency | undefined;
   const close = async (flushWithinMs = FLUSH_WITHIN_MS) => {
     idempotency?.stop();
@@ -257,6 +270,18 @@ async function assemble(
     await close();
     throw error;
   }
+}
+
+/** From when on something is a signal. */
+export function signalThresholds(config: Config): SignalThresholds {
+  return {
+    unusedDays: config.RECORDING ? config.SIGNAL_UNUSED_DAYS : null,
+    rotationDueDays: config.ROTATION_DUE_DAYS,
+    expiringDays: config.SIGNAL_EXPIRING_DAYS,
+    growth: { factor: config.SIGNAL_GROWTH_FACTOR, minimum: config.SIGNAL_GROWTH_MINIMUM },
+    burst: { failures: config.SIGNAL_BURST_FAILURES, windowMinutes: config.SIGNAL_BURST_MINUTES },
+    recentDays: config.SIGNAL_RECENT_DAYS,
+  };
 }
 
 /** All tables that grow with time, each with how long it is kept. */

@@ -9,7 +9,7 @@ import { z } from 'zod';
 import { type AppDependencies, buildApp } from './app.ts';
 import { readCertificate, rereadOnHangup } from './certificate.ts';
 import type { Config } from './config.ts';
-import { type Core, type CoreOptions, openCore, StartError } from './core.ts';
+import { type Core, type CoreOptions, openCore, StartError, signalThresholds } from './core.ts';
 import { Failure } from './domain/errors.ts';
 import { createCursorCodec } from './http/cursor.ts';
 import type { KeyLifecycle } from './lifecycle/keys.ts';
@@ -59,7 +59,7 @@ export interface Phase {
 /** What the HTTP service takes from the settings alone. */
 export function appSettings(
   config: Config,
-): Pick<AppDependencies, 'limits' | 'rotationDueDays' | 'trustedProxies' | 'version'> {
+): Pick<AppDependencies, 'limits' | 'rotationDueDays' | 'signals' | 'trustedProxies' | 'version'> {
   return {
     limits: {
       callerPerMinute: config.CALLER_RATE_LIMIT,
@@ -67,6 +67,7 @@ export function appSettings(
       failedPerMinute: config.FAILED_AUTH_RATE_LIMIT,
     },
     rotationDueDays: config.ROTATION_DUE_DAYS,
+    signals: signalThresholds(config),
     trustedProxies: config.TRUSTED_PROXY_CIDRS,
     version: readVersion(),
   };

@@ -127,6 +127,7 @@ export function createCallers(
     reply: FastifyReply,
     refuse: () => Failure,
   ): Promise<void> {
+    recorder.refused(addressOf(request));
     await countFailure(request, reply);
     throw refuse();
   }

@@ -423,6 +423,43 @@ export const EXAMPLES: Readonly<Record<string, OperationExamples>> = {
       }),
     },
   },
+  listSignals: {
+    responses: {
+      200: one('A page', {
+        success: true,
+        data: [
+          {
+            rule: 'growth',
+            threshold: { factor: 10, minimum_requests: 1000 },
+            workspace_id: 'ws_acme',
+            key_id: KEY_ID,
+            ip: null,
+            since: '2026-02-03T04:00:00.000Z',
+            evidence: { requests: 18_240, busiest_hour_before: 310 },
+          },
+          {
+            rule: 'failed_authentication',
+            threshold: { failures: 100, window_minutes: 10 },
+            workspace_id: null,
+            key_id: null,
+            ip: '198.51.100.23',
+            since: '2026-02-03T03:50:00.000Z',
+            evidence: { until: '2026-02-03T04:00:00.000Z', introspections: 412, calls: 0 },
+          },
+          {
+            rule: 'unused',
+            threshold: { unused_days: 90 },
+            workspace_id: 'ws_acme',
+            key_id: KEY_ID,
+            ip: null,
+            since: '2026-02-03T00:00:00.000Z',
+            evidence: { created_at: '2025-06-01T12:00:00.000Z', last_used: '2025-11-04T09:21:37.004Z' },
+          },
+        ],
+        pagination: { next_cursor: null, has_more: false },
+      }),
+    },
+  },
   listAuditEvents: {
     responses: {
       200: one('A page', {

@@ -200,6 +200,7 @@ export function createRequestLog(options: RequestLogOptions): RequestLogKeeper {
     },
 
     called: () => undefined,
+    refused: () => undefined,
 
     async reported(executor, reports, asking) {
       const entries = reports.map(

@@ -5,7 +5,9 @@ import { OUTCOMES, type Outcome } from '../domain/decision.ts';
 import { bucketOf } from '../domain/duration-histogram.ts';
 import type { Key } from '../domain/key.ts';
 import type { KeyId } from '../domain/key-id.ts';
+import type { GrowthThreshold } from '../domain/signal.ts';
 import type { Database } from '../storage/database.ts';
+import { noteGrowths } from '../storage/signal-sources.ts';
 import {
   addDurations,
   addUsage,
@@ -39,6 +41,8 @@ export interface UsageOptions {
   readonly observer?: UsageObserver;
   /** Told of what an operator should know: counts that wait, and counts that are lost. */
   report(event: { readonly message: string; readonly cause?: unknown }): void;
+  /** When an hour's requests of a key are a sudden growth; absent: nobody looks. */
+  readonly growth?: GrowthThreshold;
   /** For tests: tallies that memory may hold. */
   readonly maxTallies?: number;
 }
@@ -90,7 +94,7 @@ interface Batch {
 
 /** Counts introspections, and notes last uses. */
 export function createUsageKeeper(options: UsageOptions): UsageKeeper {
-  const { database, observer = UNOBSERVED_RECORDING, report, maxTallies = MAX_TALLIES } = options;
+  const { database, observer = UNOBSERVED_RECORDING, report, growth, maxTallies = MAX_TALLIES } = options;
   const recorder = randomUUID();
   /** By the hour, then by key. */
   const hours = new Map<number, Map<KeyId, Tally>>();
@@ -200,7 +204,8 @@ export function createUsageKeeper(options: UsageOptions): UsageKeeper {
     const startedAt = performance.now();
     await database.transaction(async (executor) => {
       if (!(await beginFlush(executor, { recorder, sequence: batch.sequence }))) return;
-      await addUsage(executor, batch.counts);
+      const busy = await addUsage(executor, batch.counts, growth?.minimum);
+      if (growth !== undefined) await noteGrowths(executor, busy, growth);
       await noteUses(executor, batch.uses);
     });
     observer.usageFlushed({ keys: batch.tallies, tookMs: performance.now() - startedAt });
@@ -242,6 +247,8 @@ export function createUsageKeeper(options: UsageOptions): UsageKeeper {
       callers.set(caller.keyId, { at: caller.now, ip: addressOf(address()) });
       schedule(FLUSH_EVERY_MS);
     },
+
+    refused: () => undefined,
 
     reported: (executor, reports) =>
       addDurations(

@@ -78,10 +78,13 @@ export async function appendRequestLogs(
       -- No transaction has deleted or replaced a row that was just made.
       RETURNING key_id, ip, known.xmax = 0 AS is_new
     ), written AS (
-      INSERT INTO request_logs (id, at, key_id, workspace_id, code, status, duration_ms, ip, ip_first_seen, method,
-        path, caller_key_id, request_id)
+      INSERT INTO request_logs (id, at, key_id, workspace_id, code, status, duration_ms, ip, ip_first_seen,
+        ip_is_further, method, path, caller_key_id, request_id)
       SELECT e.id, e.at, e.key_id, e.workspace_id, e.code, e.status, e.duration_ms, e.ip,
-        coalesce(seen.is_new, false), e.method, e.path, e.caller_key_id, e.request_id
+        coalesce(seen.is_new, false),
+        -- Looked up key by key, as the table was before this statement.
+        coalesce(seen.is_new, false) AND (SELECT true FROM key_addresses a WHERE a.key_id = e.key_id LIMIT 1) IS TRUE,
+        e.method, e.path, e.caller_key_id, e.request_id
       FROM entry e LEFT JOIN seen ON e.is_looked_up AND seen.key_id = e.key_id AND seen.ip = e.ip
       WHERE e.is_logged OR seen.is_new
       ON CONFLICT (id) DO NOTHING

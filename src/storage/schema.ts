@@ -291,6 +291,8 @@ export const requestLogs = pgTable(
     durationMs: doublePrecision('duration_ms'),
     ip: text(),
     ipFirstSeen: boolean('ip_first_seen').notNull().default(false),
+    /** And that the key had been used from others before: worth a look, which the first of all is not. */
+    ipIsFurther: boolean('ip_is_further').notNull().default(false),
     method: text(),
     path: text(),
     /** The service key that asked or reported. */
@@ -306,6 +308,11 @@ export const requestLogs = pgTable(
     index('request_logs_key_ip').on(table.keyId, table.ip, table.code, table.at, table.id),
     index('request_logs_code').on(table.code, table.at, table.id),
     index('request_logs_ip').on(table.ip, table.code, table.at, table.id),
+    // Few entries are in these: signals are read from them.
+    index('request_logs_further').on(table.at, table.id).where(sql`${table.ipIsFurther}`),
+    index('request_logs_workspace_further')
+      .on(table.workspaceId, table.at, table.id)
+      .where(sql`${table.ipIsFurther}`),
   ],
 );
 
@@ -428,6 +435,65 @@ export const keyUses = pgTable(
   (table) => [
     index('key_uses_idle_since').on(table.idleSince),
     check('key_uses_form', sql`${table.lastUsed} IS NULL OR ${table.lastUsed} <= ${table.idleSince}`),
+  ],
+);
+
+/**
+ * The keys that signals of state are about: neither revoked nor rotated, nor expired, as far as upkeep has come. An
+ * expired key stays so, and is taken out by upkeep; all else is done by triggers of `api_keys`. Apart from `api_keys`
+ * and `key_uses`, so that no rule has to read past the keys that are no more, and so that a use costs no index of
+ * theirs, but once a day.
+ */
+export const watchedKeys = pgTable(
+  'watched_keys',
+  {
+    keyId: uuid('key_id').primaryKey(),
+    workspaceId: text('workspace_id').notNull(),
+    expiresAt: time('expires_at'),
+    /** The day of UTC, as its beginning, of the last use; before the first one, of the creation. */
+    idleDay: time('idle_day').notNull(),
+  },
+  (table) => [
+    index('watched_keys_workspace').on(table.workspaceId, table.keyId),
+    index('watched_keys_idle').on(table.idleDay, table.keyId),
+    index('watched_keys_workspace_idle').on(table.workspaceId, table.idleDay, table.keyId),
+    index('watched_keys_expiry').on(table.expiresAt, table.keyId).where(sql`${table.expiresAt} IS NOT NULL`),
+    index('watched_keys_workspace_expiry')
+      .on(table.workspaceId, table.expiresAt, table.keyId)
+      .where(sql`${table.expiresAt} IS NOT NULL`),
+  ],
+);
+
+/** Hours in which a key's requests suddenly grew: a row for each, made when it is noticed. */
+export const keyGrowths = pgTable(
+  'key_growths',
+  {
+    hour: time('hour').notNull(),
+    keyId: uuid('key_id').notNull(),
+    workspaceId: text('workspace_id').notNull(),
+    /** The requests of its busiest hour of the week before. */
+    busiest: bigint({ mode: 'number' }).notNull(),
+  },
+  (table) => [
+    primaryKey({ columns: [table.hour, table.keyId] }),
+    index('key_growths_workspace').on(table.workspaceId, table.hour, table.keyId),
+  ],
+);
+
+/** Failed authentications by address and window: of introspected strings that are no keys, and of Claviger's own callers. */
+export const failedAuthentications = pgTable(
+  'failed_authentications',
+  {
+    windowStart: time('window_start').notNull(),
+    ip: text().notNull(),
+    introspections: bigint({ mode: 'number' }).notNull(),
+    calls: bigint({ mode: 'number' }).notNull(),
+    /** Whether there were as many as make a burst. */
+    isBurst: boolean('is_burst').notNull(),
+  },
+  (table) => [
+    primaryKey({ columns: [table.windowStart, table.ip] }),
+    index('failed_authentications_burst').on(table.windowStart, table.ip).where(sql`${table.isBurst}`),
   ],
 );
 

@@ -1,4 +1,4 @@
-import { and, asc, eq, gte, inArray, lt, sql } from 'drizzle-orm';
+import { and, asc, eq, gte, inArray, lt, type SQL, sql } from 'drizzle-orm';
 import type { DurationBucket } from '../domain/duration-histogram.ts';
 import { type KeyId, keyIdFromUuid, keyIdToUuid } from '../domain/key-id.ts';
 import type { DurationEntry, Granularity, Span, UsageEntry } from '../domain/usage.ts';
@@ -19,6 +19,13 @@ export interface UsageCount {
 
 /** So many reported durations of a key fell into this bucket within the hour. */
 export interface DurationCount extends DurationBucket {
+  readonly workspaceId: string;
+  readonly keyId: KeyId;
+  readonly hourMs: number;
+}
+
+/** An hour in which a key was asked about often, that may be a sudden growth. */
+export interface BusyHour {
   readonly workspaceId: string;
   readonly keyId: KeyId;
   readonly hourMs: number;
@@ -63,13 +70,25 @@ export async function forgetOldRecorders(executor: Executor, olderThanDays: numb
     .where(lt(usageFlushes.at, sql`now() - make_interval(days => ${olderThanDays})`));
 }
 
+/** A busy hour is looked at again whenever one of its counts has grown by this. */
+const BUSIER = 1.25;
+/** And first when one of its counts is this share of what makes it busy, since other outcomes may have the rest. */
+const BUSY_SHARE = 0.25;
+
 /**
  * Adds counts, to those of the key and to those of its workspace. The rows of workspaces, which every instance
  * writes, come last, so that they are locked for the shortest time; and all come in one order, so that no two
  * instances wait for each other.
+ *
+ * Answers the hours that are worth a look: those in which some outcome's count passed `busyFrom` times a power of
+ * `BUSIER`. That is a handful of times for a busy key, whatever it is used for, and never for others.
  */
-export async function addUsage(executor: Executor, counts: readonly UsageCount[]): Promise<void> {
-  if (counts.length === 0) return;
+export async function addUsage(
+  executor: Executor,
+  counts: readonly UsageCount[],
+  busyFrom = Number.MAX_SAFE_INTEGER,
+): Promise<BusyHour[]> {
+  if (counts.length === 0) return [];
   const added = JSON.stringify(
     counts.map(({ workspaceId, keyId, hourMs, code, count }) => ({
       w: workspaceId,
@@ -79,16 +98,26 @@ export async function addUsage(executor: Executor, counts: readonly UsageCount[]
       n: count,
     })),
   );
-  await executor.execute(sql`
+  const step = (count: SQL) =>
+    sql`floor(ln((${count})::float8 / ${busyFrom}::float8) / ln(${BUSIER}::float8))`;
+  const { rows } = await executor.execute<{ w: string; k: string; h: number }>(sql`
     WITH added AS (SELECT w, k, to_timestamp(h / 1000) AS h, c, n
-      FROM json_to_recordset(${added}::json) AS entry(w text, k uuid, h float8, c text, n bigint))
-    INSERT INTO usage AS known (workspace_id, key_id, hour, code, count)
-    SELECT * FROM (
-      SELECT w, k, h, c, sum(n) FROM added GROUP BY w, k, h, c
-      UNION ALL SELECT w, ${EVERY_KEY}::uuid, h, c, sum(n) FROM added GROUP BY w, h, c
-    ) AS rows(w, k, h, c, n)
-    ORDER BY k = ${EVERY_KEY}::uuid, w, k, h, c
-    ON CONFLICT (workspace_id, key_id, hour, code) DO UPDATE SET count = known.count + excluded.count`);
+      FROM json_to_recordset(${added}::json) AS entry(w text, k uuid, h float8, c text, n bigint)),
+    summed AS (SELECT w, k, h, c, sum(n) AS n FROM added GROUP BY w, k, h, c),
+    written AS (
+      INSERT INTO usage AS known (workspace_id, key_id, hour, code, count)
+      SELECT * FROM (
+        SELECT w, k, h, c, n FROM summed
+        UNION ALL SELECT w, ${EVERY_KEY}::uuid, h, c, sum(n) FROM summed GROUP BY w, h, c
+      ) AS rows(w, k, h, c, n)
+      ORDER BY k = ${EVERY_KEY}::uuid, w, k, h, c
+      ON CONFLICT (workspace_id, key_id, hour, code) DO UPDATE SET count = known.count + excluded.count
+      RETURNING workspace_id, key_id, hour, code, count)
+    SELECT DISTINCT w, k, (extract(epoch FROM h) * 1000)::float8 AS h
+    FROM written JOIN summed ON (workspace_id, key_id, hour, code) = (w, k, h, c)
+    WHERE count >= ${Math.ceil(busyFrom * BUSY_SHARE)}
+      AND ${step(sql`count`)} > ${step(sql`greatest(count - n, 0.5)`)}`);
+  return rows.map(({ w, k, h }) => ({ workspaceId: w, keyId: keyIdFromUuid(k), hourMs: h }));
 }
 
 /** Adds reported durations, in the same way. */
@@ -117,18 +146,27 @@ export async function addDurations(executor: Executor, counts: readonly Duration
       DO UPDATE SET count = known.count + excluded.count, sum_us = known.sum_us + excluded.sum_us`);
 }
 
-/** Notes last uses. One that is older than what is known changes nothing. */
+/**
+ * Notes last uses. One that is older than what is known changes nothing. For signals the day is enough, so that their
+ * indexes are written once a day for a key. A row that somebody else is at is left to the next use: whoever revokes
+ * many keys locks their rows in another order.
+ */
 export async function noteUses(executor: Executor, uses: ReadonlyMap<KeyId, KeyUse>): Promise<void> {
   if (uses.size === 0) return;
   const noted = JSON.stringify([...uses].map(([id, { at, ip }]) => ({ k: keyIdToUuid(id), t: at, ip })));
   await executor.execute(sql`
-    INSERT INTO key_uses AS known (key_id, idle_since, last_used, last_used_ip)
-    SELECT k, to_timestamp(t / 1000), to_timestamp(t / 1000), ip
-    FROM json_to_recordset(${noted}::json) AS entry(k uuid, t float8, ip text)
-    ORDER BY k
-    ON CONFLICT (key_id) DO UPDATE SET idle_since = greatest(known.idle_since, excluded.idle_since),
-      last_used = excluded.last_used, last_used_ip = excluded.last_used_ip
-    WHERE known.last_used IS NULL OR known.last_used <= excluded.last_used`);
+    WITH entry AS (SELECT k, to_timestamp(t / 1000) AS at, ip, date_trunc('day', to_timestamp(t / 1000), 'UTC') AS day
+      FROM json_to_recordset(${noted}::json) AS entry(k uuid, t float8, ip text)),
+    used AS (
+      INSERT INTO key_uses AS known (key_id, idle_since, last_used, last_used_ip)
+      SELECT k, at, at, ip FROM entry ORDER BY k
+      ON CONFLICT (key_id) DO UPDATE SET idle_since = greatest(known.idle_since, excluded.idle_since),
+        last_used = excluded.last_used, last_used_ip = excluded.last_used_ip
+      WHERE known.last_used IS NULL OR known.last_used <= excluded.last_used)
+    UPDATE watched_keys AS watched SET idle_day = first.day
+    FROM (SELECT key_id, day FROM entry JOIN watched_keys ON key_id = k AND idle_day < day
+      FOR UPDATE OF watched_keys SKIP LOCKED) AS first
+    WHERE watched.key_id = first.key_id`);
 }
 
 /** The last use of each of these keys that was ever used. */

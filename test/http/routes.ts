@@ -39,6 +39,7 @@ export const ROUTES: readonly Route[] = [
   { method: 'PUT', path: '/v1/workspaces/{id}', permission: 'workspaces:write', body: { name: 'Acme' } },
   { method: 'POST', path: '/v1/workspaces/{id}/revoke-keys', permission: 'keys:write', body: {} },
   { method: 'GET', path: '/v1/request-logs', permission: 'keys:read' },
+  { method: 'GET', path: '/v1/signals', permission: 'keys:read' },
   { method: 'GET', path: '/v1/audit-events', permission: 'audit:read' },
   { method: 'GET', path: '/v1/scopes', permission: 'keys:read' },
   { method: 'PUT', path: '/v1/scopes/{name}', permission: 'scopes:write', body: { implies: ['list'] } },

@@ -24,6 +24,7 @@ function notingKeeper(): Keeper & { readonly told: unknown[] } {
     introspected: (decision, facts, asking) =>
       told.push([decision.active ? 'active' : decision.code, decision.record, decision.nowMs, facts, asking]),
     called: (_caller, address) => told.push(['called', address()]),
+    refused: (address) => told.push(['refused', address]),
     reported: async (_executor, reports, asking) => void told.push(['reported', reports, asking]),
     close: async (withinMs) => void told.push(['close', withinMs]),
   };
@@ -38,11 +39,13 @@ test('every keeper is told of every verdict, with the key and the time where the
   recorder.introspected({ active: true, record: RECORD, nowMs: 5 }, facts, ASKING);
   recorder.introspected(refuseKey(refuse('revoked', ''), RECORD, 6), undefined, ASKING);
   recorder.introspected(INVALID, undefined, ASKING);
+  recorder.refused('203.0.113.9');
   for (const { told } of keepers) {
     expect(told).toEqual([
       ['active', RECORD, 5, facts, ASKING],
       ['revoked', RECORD, 6, undefined, ASKING],
       ['invalid', undefined, undefined, undefined, ASKING],
+      ['refused', '203.0.113.9'],
     ]);
   }
 });
@@ -52,6 +55,7 @@ test('switched off, keepers hear of reports alone', async () => {
   const database = { transaction: (run: (executor: object) => unknown) => run({}) } as unknown as Database;
   const recorder = createRecorder({ database, keepers: [keeper], isOn: false });
   recorder.introspected(INVALID, undefined, ASKING);
+  recorder.refused('203.0.113.9');
   await recorder.report([REPORT], ASKING);
   expect(keeper.told).toEqual([['reported', [REPORT], ASKING]]);
 });
