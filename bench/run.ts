@@ -11,6 +11,7 @@ import { memory } from './figures/memory.ts';
 import { outage } from './figures/outage.ts';
 import { recording } from './figures/recording.ts';
 import { requestLogs } from './figures/request-logs.ts';
+import { signals } from './figures/signals.ts';
 import { size, start } from './figures/size.ts';
 import { unminted } from './figures/unminted.ts';
 import { crowd, many, warm } from './figures/warm.ts';
@@ -39,6 +40,8 @@ export interface Options {
   readonly outage: number;
   /** How many entries the request log holds. */
   readonly entries: number;
+  /** How many keys there are to look for signals among. */
+  readonly keys: number;
 }
 
 const MEASUREMENTS: Record<string, (bench: Bench, options: Options) => Promise<Figure[]>> = {
@@ -58,6 +61,7 @@ const MEASUREMENTS: Record<string, (bench: Bench, options: Options) => Promise<F
   changes,
   faults,
   'request-logs': requestLogs,
+  signals,
 };
 
 const { values, positionals } = parseArgs({
@@ -69,6 +73,7 @@ const { values, positionals } = parseArgs({
     cached: { type: 'string', default: '1000000' },
     outage: { type: 'string', default: '300' },
     entries: { type: 'string', default: '10000000' },
+    keys: { type: 'string', default: '1000000' },
   },
 });
 const options: Options = {
@@ -78,6 +83,7 @@ const options: Options = {
   cached: Number(values.cached),
   outage: Number(values.outage),
   entries: Number(values.entries),
+  keys: Number(values.keys),
 };
 const chosen = positionals.length === 0 ? Object.keys(MEASUREMENTS) : positionals;
 

@@ -87,14 +87,21 @@ export interface Crowd {
   readonly count: number;
   /** The keys are spread over so many workspaces, in turn. */
   readonly workspaces: number;
+  /** How long ago the last of them was made; absent: now. */
+  readonly madeDaysAgo?: number;
+  /** Whether each third key expires, within thirty days from now. */
+  readonly expiring?: boolean;
 }
 
 /**
- * Fills a database with keys that nobody has the tokens of, a millisecond between each, up to now. The rules that a row
+ * Fills a database with keys that nobody has the tokens of, a millisecond between each. The rules that a row
  * has to pass are put back for later rows without a look at these, and indexes are built afterwards: this is a
  * database of the bench, and ten million rows are to be there within minutes.
  */
-export async function fillWithKeys(database: BenchDatabase, { count, workspaces }: Crowd): Promise<void> {
+export async function fillWithKeys(
+  database: BenchDatabase,
+  { count, workspaces, madeDaysAgo = 0, expiring = false }: Crowd,
+): Promise<void> {
   const { query } = database;
   const checks = await query<{ name: string; definition: string }>(
     `SELECT conname AS name, pg_get_constraintdef(oid) AS definition FROM pg_constraint
@@ -102,7 +109,7 @@ export async function fillWithKeys(database: BenchDatabase, { count, workspaces 
   );
   const indexes = await query<{ name: string; definition: string }>(
     `SELECT indexname AS name, indexdef AS definition FROM pg_indexes
-      WHERE tablename = 'api_keys' AND indexname <> 'api_keys_pkey'`,
+      WHERE tablename IN ('api_keys', 'key_uses', 'watched_keys') AND indexname NOT LIKE '%pkey'`,
   );
   for (const { name } of checks) await query(`ALTER TABLE api_keys DROP CONSTRAINT "${name}"`);
   for (const { name } of indexes) await query(`DROP INDEX "${name}"`);
@@ -113,17 +120,18 @@ export async function fillWithKeys(database: BenchDatabase, { count, workspaces 
     `INSERT INTO workspaces (id) SELECT 'ws_' || n FROM generate_series(0, ${workspaces - 1}) AS n ON CONFLICT DO NOTHING`,
   );
   await query(
-    `WITH first AS (SELECT (extract(epoch FROM now()) * 1000)::bigint - ${count} AS ms)
-     INSERT INTO api_keys (id, workspace_id, environment, name, prefix, last_characters, hash, secret_id, scopes, created_at)
+    `WITH first AS (SELECT (extract(epoch FROM now() - interval '${madeDaysAgo} days') * 1000)::bigint - ${count} AS ms)
+     INSERT INTO api_keys (id, workspace_id, environment, name, prefix, last_characters, hash, secret_id, scopes, created_at, expires_at)
      SELECT (lpad(to_hex(ms + n), 12, '0') || '7' || left(random, 3) || '8' || right(random, 15))::uuid,
             'ws_' || n % ${workspaces}, 'live', 'Key ' || n, 'ck_live_', 'AAAA', '${SOME_HASH}',
-            (SELECT min(id) FROM key_secrets), '{read}', timestamptz 'epoch' + (ms + n) * interval '1 millisecond'
+            (SELECT min(id) FROM key_secrets), '{read}', timestamptz 'epoch' + (ms + n) * interval '1 millisecond',
+            CASE WHEN ${expiring} AND n % 3 = 0 THEN now() + (1 + n % 30) * interval '1 day' END
        FROM first, generate_series(1, ${count}) AS n, md5(n::text) AS random`,
   );
   for (const { definition } of indexes) await query(definition);
   for (const { name, definition } of checks)
     await query(`ALTER TABLE api_keys ADD CONSTRAINT "${name}" ${definition} NOT VALID`);
-  await query('VACUUM ANALYZE api_keys');
+  await query('VACUUM ANALYZE api_keys, key_uses, watched_keys');
   await query('CHECKPOINT');
 }
 

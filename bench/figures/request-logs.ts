@@ -19,7 +19,7 @@ const KEYS = 20_000;
 /** Each query so many times a round. */
 const REPEATS = 30;
 
-interface Times {
+export interface Times {
   readonly milliseconds: number[];
   /** Of a request that reads nothing, in turn with those: what the machine does to any request. */
   readonly control: number[];
@@ -54,12 +54,12 @@ export async function requestLogs(bench: Bench, { entries, rounds }: Options): P
   const repeats = REPEATS * rounds;
   const times: (Times & { name: string })[] = [];
   for (const [name, query] of Object.entries(queriesOf(today))) {
-    times.push({ name, ...(await timesOf(service, token, { query, repeats })) });
+    times.push({ name, ...(await timesOf(service, token, { path: pathOf(query), repeats })) });
   }
   for (const { count, token: ofCaller } of bound) {
     for (const query of ['', 'code=active', 'code=revoked', `ip=${PROXY}`, `ip=${PROXY}&code=expired`]) {
       const name = `a caller bound to ${count} workspaces: ${query || 'everything'}`;
-      times.push({ name, ...(await timesOf(service, ofCaller, { query, repeats })) });
+      times.push({ name, ...(await timesOf(service, ofCaller, { path: pathOf(query), repeats })) });
     }
   }
   await keepPlans(database.url, today);
@@ -147,19 +147,22 @@ const VALUES = {
   ips: [PROXY, RARE],
 };
 
-async function timesOf(
+const pathOf = (query: string) => `/v1/request-logs?limit=${LIMIT}&${query}`;
+
+/** How long a request takes, one after the other. */
+export async function timesOf(
   service: Process,
   token: string,
-  { query, repeats }: { query: string; repeats: number },
+  { path, repeats }: { path: string; repeats: number },
 ): Promise<Times> {
   const times: Times = { milliseconds: [], control: [] };
-  const timeOf = async (path: string) => {
+  const timeOf = async (asked: string) => {
     const startedAt = performance.now();
-    await call(service, token, path, { method: 'GET' });
+    await call(service, token, asked, { method: 'GET' });
     return performance.now() - startedAt;
   };
   for (let repeat = -5; repeat < repeats; repeat++) {
-    const taken = await timeOf(`/v1/request-logs?limit=${LIMIT}&${query}`);
+    const taken = await timeOf(path);
     const control = await timeOf('/v1/me');
     // The first few warm up.
     if (repeat < 0) continue;
