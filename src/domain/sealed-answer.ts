@@ -1,19 +1,17 @@
-import { createCipheriv, createDecipheriv, hkdfSync } from 'node:crypto';
+import { hkdfSync } from 'node:crypto';
 import type { KeyId } from './key-id.ts';
 import { hmacSha256 } from './key-secret.ts';
+import { seal, unseal } from './sealing.ts';
 
 /*
  * An answer that holds a token, kept for a retry (docs/idempotency.md): AES-256-GCM under a key that takes three
  * things to derive, KEY_SECRET, the token of the calling service key and its Idempotency-Key. The last may be
  * guessable; the first two are in no table.
  *
- * salt(32) nonce(12) ciphertext tag(16), authenticated together with the id of the row.
+ * salt(32), then what sealing.ts makes of it, for the id of the row.
  */
 const SALT_BYTES = 32;
-const NONCE_BYTES = 12;
-const TAG_BYTES = 16;
 const KEY_BYTES = 32;
-const CIPHER = 'aes-256-gcm';
 const INFO = 'claviger/answer/aes-256-gcm';
 
 /** What it takes to open an answer again. */
@@ -40,24 +38,17 @@ export function lookupMac(
 /** @param randomBytes the CSPRNG: a salt of its own for each answer makes a key of its own. */
 export function sealAnswer(
   answer: string,
-  { rowId, ...seal }: Seal,
+  { rowId, ...secrets }: Seal,
   randomBytes: (size: number) => Uint8Array,
 ): Buffer {
   const salt = randomBytes(SALT_BYTES);
-  const nonce = randomBytes(NONCE_BYTES);
-  const cipher = createCipheriv(CIPHER, sealingKey(seal, salt), nonce).setAAD(Buffer.from(rowId));
-  return Buffer.concat([salt, nonce, cipher.update(answer, 'utf8'), cipher.final(), cipher.getAuthTag()]);
+  return Buffer.concat([salt, seal(answer, { key: sealingKey(secrets, salt), context: rowId }, randomBytes)]);
 }
 
 /** @throws where it was sealed with anything else, or was changed since. */
-export function openAnswer(sealed: Buffer, { rowId, ...seal }: Seal): string {
+export function openAnswer(sealed: Buffer, { rowId, ...secrets }: Seal): string {
   const salt = sealed.subarray(0, SALT_BYTES);
-  const nonce = sealed.subarray(SALT_BYTES, SALT_BYTES + NONCE_BYTES);
-  const decipher = createDecipheriv(CIPHER, sealingKey(seal, salt), nonce, { authTagLength: TAG_BYTES })
-    .setAAD(Buffer.from(rowId))
-    .setAuthTag(sealed.subarray(-TAG_BYTES));
-  const text = decipher.update(sealed.subarray(SALT_BYTES + NONCE_BYTES, -TAG_BYTES));
-  return Buffer.concat([text, decipher.final()]).toString('utf8');
+  return unseal(sealed.subarray(SALT_BYTES), { key: sealingKey(secrets, salt), context: rowId });
 }
 
 /** HKDF-SHA-256 (RFC 5869). Neither tokens nor Idempotency-Keys hold a space: no two triples share a text. */
