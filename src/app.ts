@@ -18,6 +18,11 @@ import { registerIntrospectRoute } from './http/introspect.ts';
 import { registerKeyRoutes } from './http/keys.ts';
 import { registerMeRoute } from './http/me.ts';
 import { type MetricsSource, registerMetricsRoute } from './http/metrics.ts';
+import { registerOAuthScope } from './http/oauth.ts';
+import { INTROSPECT_URL, registerOAuthIntrospectRoute } from './http/oauth-introspect.ts';
+import { registerMetadataRoutes } from './http/oauth-metadata.ts';
+import { REVOKE_URL, registerRevokeRoute } from './http/oauth-revoke.ts';
+import { registerTokenRoute, TOKEN_URL } from './http/oauth-token.ts';
 import { createErrorHandler, sendProblem } from './http/problem.ts';
 import { registerRateLimitRoutes } from './http/rate-limits.ts';
 import { requestIdOf } from './http/request-id.ts';
@@ -28,13 +33,16 @@ import { registerSignalRoutes } from './http/signals.ts';
 import { registerUsageRoutes } from './http/usage.ts';
 import { validatorCompiler } from './http/validation.ts';
 import { registerWorkspaceRoutes } from './http/workspaces.ts';
+import type { AccessTokenLifecycle } from './lifecycle/access-tokens.ts';
 import type { Idempotency } from './lifecycle/idempotency.ts';
 import type { KeyLifecycle } from './lifecycle/keys.ts';
 import type { ScopeLifecycle } from './lifecycle/scopes.ts';
+import type { TokenRevocation } from './lifecycle/token-revocation.ts';
 import type { WorkspaceLifecycle } from './lifecycle/workspaces.ts';
 import type { Recorder } from './recording/recorder.ts';
 import type { Database } from './storage/database.ts';
 import type { QuotaLook } from './verification/quota-look.ts';
+import type { PublicJwk } from './verification/signing-keys.ts';
 import type { Verifier } from './verification/verifier.ts';
 
 export interface AppDependencies {
@@ -46,6 +54,9 @@ export interface AppDependencies {
   readonly recorder: Recorder;
   readonly workspaces: WorkspaceLifecycle;
   readonly idempotency: Idempotency;
+  readonly accessTokens: AccessTokenLifecycle;
+  readonly tokenRevocation: TokenRevocation;
+  publicKeys(): readonly PublicJwk[];
   readonly cursors: CursorCodec;
   readonly lookAtQuota: QuotaLook;
   readonly readiness: Readiness;
@@ -54,6 +65,8 @@ export interface AppDependencies {
   readonly signals: SignalThresholds;
   /** Addresses and CIDRs of proxies whose `X-Forwarded-For` is believed. */
   readonly trustedProxies: readonly string[];
+  /** The issuer of access tokens, for the port that is listened on where that is known. */
+  issuerAt(port: number | undefined): string;
   readonly version: string;
   /** `undefined`: there is no `/metrics`. */
   readonly metrics: MetricsSource | undefined;
@@ -151,6 +164,17 @@ export async function buildApp(dependencies: AppDependencies): Promise<FastifyIn
   registerUsageRoutes({ callers, database, recorder });
   registerSignalRoutes({ callers, database, cursors, thresholds: dependencies.signals });
   registerMeRoute({ callers });
+  const issuer = () => {
+    const bound = app.server.address();
+    return dependencies.issuerAt(typeof bound === 'object' ? bound?.port : undefined);
+  };
+  registerOAuthScope(app, { urls: [TOKEN_URL, INTROSPECT_URL, REVOKE_URL], logger }, (scope) => {
+    const { accessTokens, tokenRevocation } = dependencies;
+    registerTokenRoute(scope, { callers, accessTokens, issuer });
+    registerRevokeRoute(scope, { callers, verifier, accessTokens, tokenRevocation });
+    registerOAuthIntrospectRoute(scope, { callers, verifier, recorder });
+  });
+  registerMetadataRoutes(app, { issuer, publicKeys: dependencies.publicKeys });
   registerHealthRoutes(app, dependencies);
   if (dependencies.metrics !== undefined) registerMetricsRoute(app, dependencies.metrics);
   registerDocumentation(app);

@@ -2,6 +2,7 @@ import { availableParallelism } from 'node:os';
 import { z } from 'zod';
 import { parseCidr } from './domain/address.ts';
 import { MAX_LIMIT, MAX_WINDOW_SECONDS, type RateLimit } from './domain/rate-limit.ts';
+import { MAX_ACCESS_TOKEN_SECONDS } from './domain/signing-schedule.ts';
 import { LABEL_PATTERN } from './domain/token.ts';
 import { SERVICE_ENVIRONMENT } from './domain/workspace.ts';
 
@@ -195,6 +196,25 @@ export const SETTINGS = {
     purpose:
       'What becomes of a method and path that no scope grants, once some scope of the catalogue grants any.',
   },
+  ISSUER: {
+    schema: issuer().optional(),
+    default: '',
+    range: '`http(s)://…` with no slash at its end',
+    purpose:
+      'The URL that clients reach this service at: `iss` and `aud` of access tokens, and where their metadata says the endpoints are. Unset: `http://HOST:PORT`, with TLS `https`.',
+  },
+  OAUTH_TOKEN_SECONDS: {
+    schema: integer(60, MAX_ACCESS_TOKEN_SECONDS).default(3_600),
+    default: '3600',
+    range: `60–${MAX_ACCESS_TOKEN_SECONDS}`,
+    purpose: 'How long an access token is valid; less where its key expires sooner.',
+  },
+  OAUTH_KEY_ROTATION_DAYS: {
+    schema: integer(1, 3650).default(30),
+    default: '30',
+    range: '1–3650',
+    purpose: 'How long a key signs access tokens. The next one is published a day before its turn.',
+  },
   CALLER_RATE_LIMIT: {
     schema: perMinute().prefault('6000'),
     default: '6000',
@@ -376,6 +396,16 @@ function databaseUrl() {
       (value) => /^postgres(ql)?:\/\//.test(value) && URL.canParse(value),
       'must be a URL like postgres://user:password@host:5432/database',
     );
+}
+
+/** RFC 8414 §2: no query, no fragment. `http` is for networks that are trusted as they are. */
+function issuer() {
+  return z.string().refine((value) => {
+    if (!/^https?:\/\/[^\s?#@]*[^\s?#@/]$/.test(value) || !URL.canParse(value)) return false;
+    // Compared as text by whoever reads it: one spelling, so that nobody's is another.
+    const { href, pathname } = new URL(value);
+    return href === (pathname === '/' ? `${value}/` : value);
+  }, 'must be a URL like https://keys.example.com, with no query, no fragment and no slash at its end');
 }
 
 function list<T extends z.ZodType<unknown, string>>(entry: T) {

@@ -4,6 +4,7 @@ import { type KeyPurpose, type KeySecret, keySecret } from './domain/key-secret.
 import type { SignalThresholds } from './domain/signal.ts';
 import { createTokenMint } from './domain/token.ts';
 import { openEmbeddedPostgres } from './embedded-postgres.ts';
+import { type AccessTokenLifecycle, createAccessTokenLifecycle } from './lifecycle/access-tokens.ts';
 import { createIdempotency, type Idempotency } from './lifecycle/idempotency.ts';
 import { createKeyLifecycle, type KeyLifecycle } from './lifecycle/keys.ts';
 import { createScopeLifecycle, type ScopeLifecycle } from './lifecycle/scopes.ts';
@@ -20,6 +21,7 @@ import { countUncoveredSecrets, storeSecret } from './storage/key-secrets.ts';
 import { migrateDatabase } from './storage/migrations.ts';
 import { PARTITIONED_TABLES } from './storage/partitions.ts';
 import { exchangeQuota, openCounters } from './storage/rate-windows.ts';
+import { forgetExpiredTokens } from './storage/revoked-tokens.ts';
 import { loadCatalogue } from './storage/scopes.ts';
 import { createCatalogueCache } from './verification/catalogue-cache.ts';
 import { createCounterSweep } from './verification/counter-sweep.ts';
@@ -33,6 +35,7 @@ import { type EngineObserver, UNOBSERVED } from './verification/observer.ts';
 import { createQuota, type Quota } from './verification/quota.ts';
 import { createRecordCache, type RecordCache } from './verification/record-cache.ts';
 import { createSecretHasher, type SecretHasher } from './verification/secret-hasher.ts';
+import { createSigningKeys, type SigningKeys } from './verification/signing-keys.ts';
 import { createVerifier, type Resolved, type Verifier } from './verification/verifier.ts';
 
 /** How many argon2 computations may wait for a slot (contract §3: at least 256). */
@@ -52,6 +55,8 @@ export interface Core {
   readonly verifier: Verifier;
   readonly lifecycle: KeyLifecycle;
   readonly scopes: ScopeLifecycle;
+  readonly accessTokens: AccessTokenLifecycle;
+  readonly signingKeys: SigningKeys;
   readonly recorder: Recorder;
   readonly workspaces: WorkspaceLifecycle;
   readonly tokenRevocation: TokenRevocation;
@@ -165,7 +170,7 @@ async function assemble(
   const upkeep = createUpkeep({
     database,
     tables: keptTables(config),
-    chores: [createCounterSweep(), forgetOldAddresses, createSignalSweep(thresholds)],
+    chores: [createCounterSweep(), forgetOldAddresses, createSignalSweep(thresholds), forgetExpiredTokens],
     observer: recordingObserver,
     report,
   });
@@ -184,8 +189,10 @@ async function assemble(
     isOn: config.RECORDING,
   });
   let idempotency: Idempotency | undefined;
+  let signingKeys: SigningKeys | undefined;
   const close = async (flushWithinMs = FLUSH_WITHIN_MS) => {
     idempotency?.stop();
+    signingKeys?.stop();
     await upkeep.close();
     // Before the lease goes: as long as others count on this instance, it has told what it did.
     await recorder.close(flushWithinMs);
@@ -212,17 +219,25 @@ async function assemble(
       queueLength: HASH_QUEUE_LENGTH,
       observer,
     });
+    const secretId = await database.read((executor) => storeSecret(executor, minting.fingerprint));
     const lifecycle = createKeyLifecycle({
       database,
       membership,
       hasher,
       mint,
-      secretId: await database.read((executor) => storeSecret(executor, minting.fingerprint)),
+      secretId,
       prefix: config.KEY_PREFIX,
       environments: config.environmentLimits,
     });
     const workspaces = createWorkspaceLifecycle(membership);
     const scopes = createScopeLifecycle(membership);
+    signingKeys = createSigningKeys({
+      database,
+      secrets: deriveKeys('signing'),
+      secretId,
+      rotationDays: config.OAUTH_KEY_ROTATION_DAYS,
+      report,
+    });
     const memoKey = config.VERIFICATION_MEMO ? minting.derive('memo') : undefined;
     const verifier = createVerifier({
       database,
@@ -231,9 +246,17 @@ async function assemble(
       cache,
       catalogues,
       quota,
+      signingKeys,
       lease: membership,
       memoKey,
       observer,
+    });
+    const accessTokens = createAccessTokenLifecycle({
+      database,
+      membership,
+      verifier,
+      signingKeys,
+      lifetimeSeconds: config.OAUTH_TOKEN_SECONDS,
     });
     const answerSecret = (secret: KeySecret) => ({
       lookup: secret.derive('idempotency'),
@@ -244,6 +267,7 @@ async function assemble(
       secrets: [answerSecret(minting), ...former.map(answerSecret)],
     });
     if (role === 'service') {
+      await signingKeys.start();
       await membership.start();
       idempotency.start();
       upkeep.start();
@@ -259,6 +283,8 @@ async function assemble(
       tokenRevocation: createTokenRevocation({ verifier, membership, hasher, database }),
       idempotency,
       scopes,
+      accessTokens,
+      signingKeys,
       recorder,
       usage,
       requestLog,
@@ -303,7 +329,7 @@ async function refuseUncoveredSecrets(database: Database, secrets: readonly KeyS
   const uncovered = await database.read((executor) => countUncoveredSecrets(executor, fingerprints));
   if (uncovered === 0) return;
   throw new StartError(
-    `KEY_SECRET does not cover ${uncovered} of the secrets that unrevoked keys were made with. ` +
+    `KEY_SECRET does not cover ${uncovered} of the secrets that unrevoked keys, or signing keys, were made with. ` +
       'Add the former secret behind the new one: KEY_SECRET=new,former',
   );
 }

@@ -59,8 +59,14 @@ export interface Phase {
 /** What the HTTP service takes from the settings alone. */
 export function appSettings(
   config: Config,
-): Pick<AppDependencies, 'limits' | 'rotationDueDays' | 'signals' | 'trustedProxies' | 'version'> {
+): Pick<
+  AppDependencies,
+  'limits' | 'rotationDueDays' | 'signals' | 'trustedProxies' | 'version' | 'issuerAt'
+> {
+  const { ISSUER, HOST, PORT } = config;
+  const scheme = schemeOf(config);
   return {
+    issuerAt: (port) => ISSUER ?? `${scheme}://${net.isIPv6(HOST) ? `[${HOST}]` : HOST}:${port ?? PORT}`,
     limits: {
       callerPerMinute: config.CALLER_RATE_LIMIT,
       introspectPerMinute: config.INTROSPECT_RATE_LIMIT,
@@ -88,6 +94,9 @@ export function appDependencies(
     recorder: core.recorder,
     workspaces: core.workspaces,
     idempotency: core.idempotency,
+    accessTokens: core.accessTokens,
+    tokenRevocation: core.tokenRevocation,
+    publicKeys: core.signingKeys.publicKeys,
     cursors: createCursorCodec(core.deriveKeys('cursor')),
     lookAtQuota: createQuotaLook(core),
     readiness: {
@@ -286,10 +295,15 @@ async function writeSecretFile(path: string, content: string): Promise<void> {
   }
 }
 
-function addressOf(app: FastifyInstance, { HOST: host, TLS_CERT_FILE: certFile }: Config): string {
+function schemeOf({ TLS_CERT_FILE: certFile }: Config): 'http' | 'https' {
+  return certFile === undefined ? 'http' : 'https';
+}
+
+function addressOf(app: FastifyInstance, config: Config): string {
+  const { HOST: host } = config;
   const bound = app.server.address() as AddressInfo;
   const shown = host === '0.0.0.0' || host === '::' ? '127.0.0.1' : host;
-  return `${certFile === undefined ? 'http' : 'https'}://${net.isIPv6(shown) ? `[${shown}]` : shown}:${bound.port}`;
+  return `${schemeOf(config)}://${net.isIPv6(shown) ? `[${shown}]` : shown}:${bound.port}`;
 }
 
 function welcome(address: string, admin: Awaited<ReturnType<typeof makeFirstAdmin>>, config: Config): void {

@@ -1,3 +1,4 @@
+import { type AccessToken, holdsScope, narrowKey } from './access-token.ts';
 import { type Key, statusOf } from './key.ts';
 import type { RateLimitState } from './rate-limit.ts';
 import type { CompiledRestrictions, RequestFacts } from './restriction.ts';
@@ -31,6 +32,8 @@ export interface KeyRecord {
   readonly key: Key;
   readonly workspace: WorkspaceState;
   readonly restrictions: CompiledRestrictions | undefined;
+  /** Where an access token of the key was shown in place of its own. */
+  readonly accessToken?: (AccessToken & { readonly isRevoked: boolean }) | undefined;
 }
 
 /** What an API wants to know about a key that it was handed. */
@@ -95,6 +98,17 @@ export function refuseUnproved(key: Key, nowMs: number): Refusal | undefined {
   return undefined;
 }
 
+/** What ends an access token before its key. */
+function refuseAccessToken({ accessToken }: KeyRecord, nowMs: number): Refusal | undefined {
+  if (accessToken === undefined) return undefined;
+  if (accessToken.isRevoked) return refuse('revoked', 'The access token was revoked.');
+  const expiresAtMs = accessToken.expiresAt * 1000;
+  // RFC 7519 §4.1.4: not accepted on or after that time.
+  return expiresAtMs <= nowMs
+    ? refuse('expired', `The access token expired on ${isoDate(expiresAtMs)}.`)
+    : undefined;
+}
+
 /** Whether the asking service may learn anything of this key at all. Keys of `system` call Claviger and nothing else. */
 export function isVisible(key: Key, question: Question): boolean {
   return (
@@ -112,8 +126,11 @@ export function isVisible(key: Key, question: Question): boolean {
  */
 export function decide(record: KeyRecord, question: Question, catalogue: Catalogue, nowMs: number): Decision {
   if (!isVisible(record.key, question)) return INVALID;
-  const refusal = refusalOf(record, question, catalogue, nowMs);
-  return refusal === undefined ? { active: true, record, nowMs } : refuseKey(refusal, record, nowMs);
+  const { accessToken } = record;
+  const used =
+    accessToken === undefined ? record : { ...record, key: narrowKey(record.key, accessToken, catalogue) };
+  const refusal = refusalOf(used, question, catalogue, nowMs);
+  return refusal === undefined ? { active: true, record: used, nowMs } : refuseKey(refusal, used, nowMs);
 }
 
 function refusalOf(
@@ -123,8 +140,8 @@ function refusalOf(
   nowMs: number,
 ): Refusal | undefined {
   const { key } = record;
-  const unproved = refuseUnproved(key, nowMs);
-  if (unproved !== undefined) return unproved;
+  const over = refuseUnproved(key, nowMs) ?? refuseAccessToken(record, nowMs);
+  if (over !== undefined) return over;
   if (record.workspace.disabled) {
     return refuse('workspace_disabled', 'The workspace of this key is disabled.');
   }
@@ -139,7 +156,7 @@ function refusalOf(
   if (restricted !== undefined) return refuse(restricted.code, restricted.detail);
 
   for (const scope of question.scopes ?? []) {
-    if (!key.scopes.includes(scope) && !catalogue.implies(key.scopes, scope)) {
+    if (!holdsScope(key.scopes, scope, catalogue)) {
       return refuse('insufficient_scope', `The key lacks the scope "${scope}".`);
     }
   }

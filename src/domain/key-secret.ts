@@ -1,7 +1,7 @@
 import { createHmac, hkdfSync } from 'node:crypto';
 
 /** What keys are derived for. A purpose is never used for two things, and never renamed: it is part of the key. */
-export type KeyPurpose = 'mint' | 'cursor' | 'fingerprint' | 'memo' | 'idempotency' | 'answer';
+export type KeyPurpose = 'mint' | 'cursor' | 'fingerprint' | 'memo' | 'idempotency' | 'answer' | 'signing';
 
 /** One of the comma-separated values of `KEY_SECRET`, as the keys derived from it; the value itself is not kept. */
 export interface KeySecret {

@@ -58,7 +58,7 @@ const eventOutput = z
       ),
     target: z
       .object({
-        type: z.string().describe('`key`, `workspace`, `scope`.'),
+        type: z.string().describe('`key`, `token`, `workspace`, `scope`.'),
         id: z.string().nullable().describe('Its id, or its name where it has no other.'),
       })
       .describe('What it was done to.'),

@@ -6,7 +6,7 @@ import { type Permission, permits } from '../domain/scope.ts';
 import type { Recorder } from '../recording/recorder.ts';
 import type { Authentication, Soon, Verifier } from '../verification/verifier.ts';
 import { addressBlockOf, addressOf } from './address.ts';
-import { readCredential } from './credential.ts';
+import { type Credential, readCredential } from './credential.ts';
 
 declare module 'fastify' {
   interface FastifyRequest {
@@ -27,11 +27,22 @@ export type Limiter = 'management' | 'introspection';
 export interface Callers {
   /** Registers routes that a caller with this permission may use (`null`: any service key), under one of the limits. */
   scope(permission: Permission | null, limiter: Limiter, routes: (scope: FastifyInstance) => void): void;
+  /** The same for the routes of a scope that there is already, with a way of its own to show a service key. */
+  guard(
+    scope: FastifyInstance,
+    gate: {
+      readonly permission: Permission | null;
+      readonly limiter: Limiter;
+      readonly read?: (rawHeaders: readonly string[]) => Credential;
+    },
+  ): void;
   /**
    * Counts a request to an unknown route against its address, and throws `rate_limited` where there were too many;
    * not for a valid service key, which is never refused for what others at its address did.
    */
   countUnknownRoute(request: FastifyRequest, reply: FastifyReply): Promise<void>;
+  /** Counts a failed authentication against its address, and throws `rate_limited` where there were too many. */
+  countFailure(request: FastifyRequest, reply: FastifyReply): Promise<void>;
 }
 
 type Limit = ReturnType<FastifyInstance['createRateLimit']>;
@@ -40,6 +51,7 @@ type Limit = ReturnType<FastifyInstance['createRateLimit']>;
 interface Gate {
   readonly permission: Permission | null;
   readonly limit: Limit | undefined;
+  readonly read: (rawHeaders: readonly string[]) => Credential;
 }
 
 const MINUTE_MS = 60_000;
@@ -78,8 +90,9 @@ export function createCallers(
   }
 
   /** Lets a caller in who may use the route; throws, or rejects, a Failure for any other. A warm one waits for nothing. */
-  function admit(request: FastifyRequest, reply: FastifyReply, { permission, limit }: Gate): Soon<void> {
-    const credential = readCredential(request.raw.rawHeaders);
+  function admit(request: FastifyRequest, reply: FastifyReply, gate: Gate): Soon<void> {
+    const { permission, limit, read } = gate;
+    const credential = read(request.raw.rawHeaders);
     if (credential.kind === 'ambiguous') {
       throw new Failure('invalid_request', 'Send one service key, in Authorization: Bearer or in X-Api-Key.');
     }
@@ -90,10 +103,12 @@ export function createCallers(
       if (!authentication.authenticated)
         return refuseStranger(request, reply, REFUSED_CREDENTIAL[authentication.because]);
       const { caller, rateLimit } = authentication;
+      if (credential.keyId !== undefined && credential.keyId !== caller.keyId)
+        return refuseStranger(request, reply, REFUSED_CREDENTIAL.invalid);
       request.caller = caller;
       recorder.called(caller, address);
       // Before the permission: a request that is refused costs as much as any.
-      if (rateLimit !== null) return spendOwn(caller, rateLimit, request, reply, { permission, limit });
+      if (rateLimit !== null) return spendOwn(caller, rateLimit, request, reply, gate);
       if (limit === undefined) return refuseUnpermitted(caller, permission);
       return spend(limit, request, reply).then(() => refuseUnpermitted(caller, permission));
     };
@@ -138,23 +153,29 @@ export function createCallers(
     return (await verifier.authenticate(credential.token, () => addressOf(request))).authenticated;
   }
 
+  const guard: Callers['guard'] = (scope, { permission, limiter, read = readCredential }) => {
+    const gate = { permission, limit: limiters[limiter], read };
+    // With `done` rather than a promise: a warm request then passes without a turn of the microtask queue.
+    scope.addHook('onRequest', (request, reply, done) => {
+      try {
+        const admitted = admit(request, reply, gate);
+        if (admitted instanceof Promise) admitted.then(() => done(), done);
+        else done();
+      } catch (refusal) {
+        done(refusal instanceof Error ? refusal : new TypeError('no Error was thrown'));
+      }
+    });
+  };
+
   return {
+    guard,
     scope(permission, limiter, routes) {
-      const gate = { permission, limit: limiters[limiter] };
       app.register(async (scope) => {
-        // With `done` rather than a promise: a warm request then passes without a turn of the microtask queue.
-        scope.addHook('onRequest', (request, reply, done) => {
-          try {
-            const admitted = admit(request, reply, gate);
-            if (admitted instanceof Promise) admitted.then(() => done(), done);
-            else done();
-          } catch (refusal) {
-            done(refusal instanceof Error ? refusal : new TypeError('no Error was thrown'));
-          }
-        });
+        guard(scope, { permission, limiter });
         routes(scope);
       });
     },
+    countFailure,
     async countUnknownRoute(request, reply) {
       try {
         await countFailure(request, reply);

@@ -2,7 +2,12 @@
 export type Credential =
   | { readonly kind: 'absent' }
   | { readonly kind: 'ambiguous' }
-  | { readonly kind: 'presented'; readonly token: string };
+  | {
+      readonly kind: 'presented';
+      readonly token: string;
+      /** The id that the service key is to have, where one was sent with it. */
+      readonly keyId?: string;
+    };
 
 const ABSENT: Credential = { kind: 'absent' };
 const AMBIGUOUS: Credential = { kind: 'ambiguous' };

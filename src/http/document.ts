@@ -246,7 +246,8 @@ function addHeaders({ security = [], parameters = [], responses }: Operation): v
     const names: (keyof typeof HEADERS)[] = ['X-Request-Id'];
     if (status === '401' || status === '403') names.push('WWW-Authenticate');
     if (status === '429' || status === '503') names.push('Retry-After');
-    if (security.length > 0 && (status.startsWith('2') || status === '429')) names.push(...RATE_HEADERS);
+    const hasCaller = security.some((scheme) => 'bearer' in scheme);
+    if (hasCaller && (status.startsWith('2') || status === '429')) names.push(...RATE_HEADERS);
     if (isIdempotent && status === '201') names.push('Idempotent-Replayed');
     if (isIdempotent && status === '409') names.push('Retry-After-In-Flight');
     response.headers = Object.fromEntries(

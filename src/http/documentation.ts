@@ -7,14 +7,16 @@ import { createDocumenter } from './document.ts';
 const SERVICE_KEY =
   'A service key, `ck_svc_…`: a key of the workspace `system`. Its scopes are its permissions.';
 
+const CLIENT = 'The client of OAuth: the id of a key, and its token as the password.';
+
 const DESCRIPTION = [
   'Claviger issues, verifies, limits and revokes API keys for other services.',
   '**Callers** show a service key, in `Authorization: Bearer` or in `X-Api-Key`. Each operation names the permission ' +
     'that it asks for; `admin` is all of them. What a service key may not see does not exist for it: 404.',
   '**Requests** are JSON of at most 64 KiB, reports of usage of 1 MiB. A member that is not listed here is an error.',
-  '**Responses** carry `X-Request-Id` and, under `/v1`, `Cache-Control: no-store`. Times are RFC 3339, UTC, with ' +
+  '**Responses** carry `X-Request-Id` and, under `/v1` and `/oauth`, `Cache-Control: no-store`. Times are RFC 3339, UTC, with ' +
     'milliseconds; what is absent is `null`. Later releases may add members: ignore those you do not know.',
-  '**Errors** are `application/problem+json` (RFC 9457). Branch on `code`. No error repeats a key, a header or a body.',
+  '**Errors** are `application/problem+json` (RFC 9457). Branch on `code`. Under `/oauth` they are those of RFC 6749. No error repeats a key, a header or a body.',
 ].join('\n\n');
 
 const TAGS = [
@@ -22,6 +24,11 @@ const TAGS = [
   {
     name: 'Introspection',
     description: 'Ask whether a key may do what it asks for: for services and gateways.',
+  },
+  {
+    name: 'OAuth',
+    description:
+      'Access tokens for keys, by OAuth 2.0 (RFC 6749). Errors are those of its section 5.2, as `application/json`.',
   },
   { name: 'Scopes', description: 'The scope catalogue: what scopes imply and which routes they grant.' },
   { name: 'Workspaces', description: 'The tenants that own keys.' },
@@ -62,6 +69,7 @@ export async function collectDocument(app: FastifyInstance, { version }: { versi
       components: {
         securitySchemes: {
           bearer: { type: 'http', scheme: 'bearer', description: SERVICE_KEY },
+          client: { type: 'http', scheme: 'basic', description: CLIENT },
           apiKey: { type: 'apiKey', in: 'header', name: 'X-Api-Key', description: SERVICE_KEY },
         },
       },

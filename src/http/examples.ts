@@ -1,4 +1,5 @@
 import { ERRORS, type ErrorCode, type InputFault } from '../domain/errors.ts';
+import { oauthExamples } from './oauth-examples.ts';
 
 /*
  * The examples of the OpenAPI document, by operation. /docs fills its forms with the first one of each, so that one
@@ -497,6 +498,7 @@ export const EXAMPLES: Readonly<Record<string, OperationExamples>> = {
       }),
     },
   },
+  ...oauthExamples({ keyId: KEY_ID, token: EXAMPLE_TOKEN }),
   healthz: { responses: { 200: one('Alive', { status: 'ok' }) } },
   readyz: {
     responses: {

@@ -1,5 +1,6 @@
 import type { FastifyInstance, FastifyRequest } from 'fastify';
 import { z } from 'zod';
+import { type AccessToken, endOf } from '../domain/access-token.ts';
 import { type Caller, reaches } from '../domain/caller.ts';
 import { type Decision, type Question, REFUSALS } from '../domain/decision.ts';
 import { Failure, invalidInput } from '../domain/errors.ts';
@@ -31,7 +32,7 @@ const jsonBody = z
       .string()
       .max(MAX_KEY_LENGTH)
       .optional()
-      .describe('The token that the client sent. Alias: `token`.'),
+      .describe('What the client sent: the token of a key, or an access token of one. Alias: `token`.'),
     token: z.string().max(MAX_KEY_LENGTH).optional().describe('Another name for `key`. Send one of them.'),
     scopes: schemas.scopes
       .optional()
@@ -76,9 +77,11 @@ const activeOutput = z
     workspace_id: z.string().describe('The workspace that owns the key.'),
     name: z.string().describe('What people call the key.'),
     environment: z.string().describe('The environment of the key.'),
-    scopes: z.array(z.string()).describe('All that the key may do.'),
+    scopes: z.array(z.string()).describe('All that the key, or the access token, may do.'),
     created_at: schemas.timeOutput.describe('When the key was made.'),
-    expires_at: schemas.timeOutput.nullable().describe('`null`: never.'),
+    expires_at: schemas.timeOutput
+      .nullable()
+      .describe('Of an access token, when that expires; `null`: never.'),
     metadata: schemas.metadataOutput.nullable().describe('What its creator gave, as it was.'),
     rate_limit: schemas.rateLimitState
       .nullable()
@@ -109,15 +112,16 @@ const inactiveOutput = z
   })
   .meta({ id: 'InactiveKey', description: 'The answer to JSON for a key that is refused.' });
 
-const standardOutput = z
+export const standardOutput = z
   .object({
     active: z.boolean().describe('Whether the token is valid; the other members are there only if it is.'),
-    scope: z.string().optional().describe('All that the key may do, separated by spaces.'),
+    scope: z.string().optional().describe('All that it may be used for, separated by spaces.'),
     client_id: z.string().optional().describe('The id of the key.'),
     sub: z.string().optional().describe('The workspace that owns the key.'),
     token_type: z.literal('Bearer').optional().describe('How the token is sent.'),
     exp: z.int().optional().describe('When it expires, in seconds since the epoch; absent: never.'),
     iat: z.int().optional().describe('When it was made, in seconds since the epoch.'),
+    jti: z.string().optional().describe('The id of an access token; a key has none beside its own.'),
   })
   .meta({ id: 'StandardIntrospection', description: 'RFC 7662 §2.2, the answer to a form.' });
 
@@ -237,25 +241,27 @@ function jsonAnswer(decision: Decision): string {
         : { active: false, reason, rate_limit: limited.rateLimit, retry_after: limited.retryAfterSeconds };
     return JSON.stringify(answer);
   }
-  return activeText(decision.record.key, decision.rateLimit ?? null);
+  const { key, accessToken } = decision.record;
+  const expiresAt = accessToken === undefined ? key.expiresAt : endOf(key, accessToken);
+  return activeText(key, expiresAt, decision.rateLimit ?? null);
 }
 
 /**
  * `ActiveKey` as text. Written by hand because it is most of what this route does by itself: the members that can
  * hold no character to escape are put in as they are.
  */
-function activeText(key: Key, rateLimit: RateLimitState | null): string {
+function activeText(key: Key, expiresAtMs: number | null, rateLimit: RateLimitState | null): string {
   const scopes = key.scopes.length === 0 ? '[]' : `["${key.scopes.join('","')}"]`;
-  const expiresAt = key.expiresAt === null ? 'null' : `"${isoTime(key.expiresAt)}"`;
+  const expiresAt = expiresAtMs === null ? 'null' : `"${isoTime(expiresAtMs)}"`;
   const metadata = key.metadata === null ? 'null' : JSON.stringify(key.metadata);
   const limit = rateLimit === null ? 'null' : JSON.stringify(rateLimit);
   return `{"active":true,"key_id":"${key.id}","workspace_id":"${key.workspaceId}","name":${JSON.stringify(key.name)},"environment":"${key.environment}","scopes":${scopes},"created_at":"${isoTime(key.createdAt)}","expires_at":${expiresAt},"metadata":${metadata},"rate_limit":${limit}}`;
 }
 
 /** RFC 7662 §2.2: an inactive token gets nothing but that. */
-function standardAnswer(decision: Decision): string {
+export function standardAnswer(decision: Decision): string {
   if (!decision.active) return '{"active":false}';
-  const { key } = decision.record;
+  const { key, accessToken } = decision.record;
   const answer: StandardAnswer = {
     active: true,
     // RFC 6749 §3.3: a scope names one at least.
@@ -263,10 +269,17 @@ function standardAnswer(decision: Decision): string {
     client_id: key.id,
     sub: key.workspaceId,
     token_type: 'Bearer',
-    iat: seconds(key.createdAt),
-    ...(key.expiresAt === null ? {} : { exp: seconds(key.expiresAt) }),
+    ...(accessToken === undefined ? lifeOfKey(key) : lifeOfToken(key, accessToken)),
   };
   return JSON.stringify(answer);
+}
+
+function lifeOfKey({ createdAt, expiresAt }: Key): Partial<StandardAnswer> {
+  return { iat: seconds(createdAt), ...(expiresAt === null ? {} : { exp: seconds(expiresAt) }) };
+}
+
+function lifeOfToken(key: Key, token: AccessToken): Partial<StandardAnswer> {
+  return { iat: token.issuedAt, exp: seconds(endOf(key, token)), jti: token.jti };
 }
 
 function seconds(timeMs: number): number {

@@ -53,7 +53,7 @@ export function sendProblem(request: FastifyRequest, reply: FastifyReply, failur
 }
 
 /** `WWW-Authenticate` (RFC 6750 §3): no `error` for a request that showed no credential at all. */
-function challengeOf({ code, options }: Failure): string | undefined {
+export function challengeOf({ code, options }: Failure): string | undefined {
   if (options.missingPermission !== undefined) {
     return `${REALM}, error="insufficient_scope", scope="${options.missingPermission}"`;
   }
@@ -63,8 +63,8 @@ function challengeOf({ code, options }: Failure): string | undefined {
 
 type ErrorHandler = (error: FastifyError, request: FastifyRequest, reply: FastifyReply) => FastifyReply;
 
-/** Fastify's error handler: whatever was thrown becomes a problem of the closed list. */
-export function createErrorHandler(logger: Logger): ErrorHandler {
+/** Fastify's error handler: whatever was thrown becomes a failure of the closed list, and a problem unless `send` says else. */
+export function createErrorHandler(logger: Logger, send = sendProblem): ErrorHandler {
   return (error, request, reply) => {
     const failure = failureOf(error, request);
     // A cause means that something of ours or below us failed; a caller's mistakes are no news to the log.
@@ -74,7 +74,7 @@ export function createErrorHandler(logger: Logger): ErrorHandler {
         { request_id: request.id, err: loggable(fault), code: failure.code },
         'the request could not be answered',
       );
-    return sendProblem(request, reply, failure);
+    return send(request, reply, failure);
   };
 }
 

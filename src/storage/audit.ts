@@ -12,6 +12,7 @@ export type AuditAction =
   | 'key.updated'
   | 'key.revoked'
   | 'key.rotated'
+  | 'token.revoked'
   | 'workspace.updated'
   | 'workspace.keys_revoked'
   | 'scope.created'

@@ -15,7 +15,7 @@ export async function storeSecret(executor: Executor, fingerprint: Buffer): Prom
   }
 }
 
-/** Which of the secrets that unrevoked keys were minted with are not among `fingerprints`. */
+/** How many of the secrets that unrevoked keys were minted with, or signing keys sealed, are not among `fingerprints`. */
 export async function countUncoveredSecrets(
   executor: Executor,
   fingerprints: readonly Buffer[],
@@ -27,6 +27,7 @@ export async function countUncoveredSecrets(
   const { rows } = await executor.execute<{ uncovered: string }>(sql`
     SELECT count(*) AS uncovered FROM key_secrets
     WHERE fingerprint NOT IN (${known})
-      AND EXISTS (SELECT FROM api_keys WHERE api_keys.secret_id = key_secrets.id AND api_keys.revoked_at IS NULL)`);
+      AND (EXISTS (SELECT FROM api_keys WHERE api_keys.secret_id = key_secrets.id AND api_keys.revoked_at IS NULL)
+        OR EXISTS (SELECT FROM signing_keys WHERE signing_keys.secret_id = key_secrets.id))`);
   return Number(rows[0]?.uncovered);
 }

@@ -270,6 +270,36 @@ export const sealedAnswers = pgTable(
 );
 
 /**
+ * What access tokens are signed with (domain/signing-schedule.ts). The public half stands in the sealed text too:
+ * nobody without KEY_SECRET can add a key that would be believed.
+ */
+export const signingKeys = pgTable(
+  'signing_keys',
+  {
+    /** The RFC 7638 thumbprint of the public key, under which what follows was sealed. */
+    kid: text().primaryKey(),
+    /** The private JWK (domain/sealing.ts). */
+    sealed: bytea().notNull(),
+    /** The value of KEY_SECRET that it was sealed with. */
+    secretId: smallint('secret_id')
+      .notNull()
+      .references(() => keySecrets.id),
+    signsFrom: time('signs_from').notNull(),
+  },
+  (table) => [check('signing_keys_kid_form', sql`${table.kid} ~ '^[A-Za-z0-9_-]{43}$'`)],
+);
+
+/** Access tokens that were revoked one by one, until they would have expired. */
+export const revokedTokens = pgTable(
+  'revoked_tokens',
+  {
+    jti: uuid().primaryKey(),
+    expiresAt: time('expires_at').notNull(),
+  },
+  (table) => [index('revoked_tokens_expires_at').on(table.expiresAt)],
+);
+
+/**
  * Single introspections, and requests that APIs reported. Partitioned by day, by the time in its ids (partitions.ts).
  *
  * Any combination of filters is answered from an index that has them all and then the order of time. Where an

@@ -6,7 +6,7 @@ import type { BrokenRule, Memory } from './membership.ts';
 import { createSharing } from './sharing.ts';
 
 /*
- * What memory holds of each token, found by its digest:
+ * What memory holds of each token, found by its digest; and of a key whose access tokens are shown, found by its id:
  *
  *   proof   that the token matched this argon2 hash. Never stale: a hash does not change under a token.
  *   record  the key as it was read. Good while its epoch lasts, its key and its workspace were not invalidated.
@@ -136,7 +136,7 @@ export function createRecordCache<Outcome>({
         epoch,
       };
       entries.set(digest, entry);
-      digests.set(keyId, digest);
+      if (digest !== keyId) digests.set(keyId, digest);
     }
     return entry;
   }
@@ -199,9 +199,10 @@ export function createRecordCache<Outcome>({
       }
       const ids = new Set(subject.kind === 'keys' ? subject.ids : [subject.id]);
       for (const id of ids) {
-        const digest = digests.get(id);
-        const entry = digest === undefined ? undefined : entries.peek(digest);
-        if (entry !== undefined) dropRecord(entry);
+        for (const digest of [digests.get(id), id]) {
+          const entry = digest === undefined ? undefined : entries.peek(digest);
+          if (entry !== undefined) dropRecord(entry);
+        }
       }
       for (const flight of flights.values()) if (ids.has(flight.keyId)) detach(flight);
     },

@@ -1,4 +1,5 @@
 import { hash as digest, timingSafeEqual } from 'node:crypto';
+import { isJwt } from '../domain/access-token.ts';
 import { type Caller, callerOf } from '../domain/caller.ts';
 import {
   type Allowance,
@@ -12,21 +13,24 @@ import {
   refuseUnproved,
 } from '../domain/decision.ts';
 import { Failure } from '../domain/errors.ts';
-import { statusOf } from '../domain/key.ts';
+import { type Key, statusOf } from '../domain/key.ts';
 import type { KeyId } from '../domain/key-id.ts';
 import { hmacSha256 } from '../domain/key-secret.ts';
 import type { RateLimit } from '../domain/rate-limit.ts';
 import { compileRestrictions } from '../domain/restriction.ts';
+import type { Catalogue } from '../domain/scope-catalogue.ts';
 import type { TokenMint } from '../domain/token.ts';
 import { SYSTEM_WORKSPACE } from '../domain/workspace.ts';
 import type { Database } from '../storage/database.ts';
 import { type LoadedKey, loadKeys, replaceHash, storeMemo } from '../storage/keys.ts';
+import { createAccessTokens } from './access-tokens.ts';
 import type { CatalogueCache } from './catalogue-cache.ts';
 import { createKeyReader } from './key-reader.ts';
 import type { EngineObserver } from './observer.ts';
 import type { Charge, Quota } from './quota.ts';
 import type { Flight, RecordCache } from './record-cache.ts';
 import type { SecretHasher } from './secret-hasher.ts';
+import type { SigningKeys } from './signing-keys.ts';
 
 /** What came of showing a service key: who calls, or why not. */
 export type Authentication =
@@ -36,9 +40,17 @@ export type Authentication =
 /** A promise only where the database or argon2 had to be asked: a warm answer waits for nothing. */
 export type Soon<T> = T | Promise<T>;
 
+/** Whether the holder of a key may be issued an access token, and what it is made of; else why not. */
+export type Authorization =
+  | { readonly authorized: true; readonly key: Key; readonly catalogue: Catalogue; readonly nowMs: number }
+  | {
+      readonly authorized: false;
+      readonly because: 'invalid' | 'revoked' | 'expired' | 'disabled' | 'address';
+    };
+
 export interface Verifier {
   /**
-   * Decides what the holder of `token` may do.
+   * Decides what the holder of `token` may do: a key's own token, or an access token of a key.
    * @throws Failure `overloaded` or `unavailable`: no verdict was reached.
    */
   verify(token: string, question: Question): Soon<Decision>;
@@ -49,6 +61,14 @@ export interface Verifier {
    * its holder may. Proved, but for a revoked key, to which nothing more can be done. Throws as `verify` does.
    */
   identifyHolder(token: string): Promise<KeyId | undefined>;
+  /**
+   * Finds out whether a client at this address may be issued access tokens for its key: it shows the key's id and own
+   * token. No service key may. Throws as `verify` does.
+   */
+  authorizeClient(
+    client: { readonly id: string; readonly token: string },
+    address: string,
+  ): Promise<Authorization>;
   /** Charges one call to the rate limit that a service key was given. Throws as `verify` does. */
   chargeCall(caller: Caller, rateLimit: RateLimit): Soon<Charge>;
 }
@@ -63,6 +83,7 @@ export interface VerifierOptions {
   readonly cache: RecordCache<Resolved>;
   readonly catalogues: CatalogueCache;
   readonly quota: Pick<Quota, 'charge'>;
+  readonly signingKeys: Pick<SigningKeys, 'verify' | 'has'>;
   /** Whether memory may answer, and the database time to judge it by. */
   readonly lease: { isLeased(): boolean; now(): number | undefined };
   /** The key of the memo's MACs; `undefined`: no memo. */
@@ -74,6 +95,7 @@ export interface VerifierOptions {
 export function createVerifier(options: VerifierOptions): Verifier {
   const { database, mint, hasher, cache, catalogues, quota, lease, memoKey, observer } = options;
   const reader = createKeyReader(database);
+  const accessTokens = createAccessTokens({ ...options, reader });
 
   function resolve(token: string, leased: boolean): Soon<Resolved> {
     const tokenDigest = digest('sha256', token, 'binary');
@@ -170,14 +192,17 @@ export function createVerifier(options: VerifierOptions): Verifier {
     database.read((executor) => storeMemo(executor, id, mac)).catch(() => undefined);
   }
 
+  function currentCatalogue(): Soon<Catalogue> {
+    if (!lease.isLeased()) return catalogues.read();
+    return catalogues.held() ?? catalogues.load();
+  }
+
   /** Where the record or the catalogue has to be waited for. Each is of this request's time, or later. */
   async function decideLater(resolved: Soon<Resolved>, question: Question): Promise<Decision> {
     const found = await resolved;
     if (found === undefined) return INVALID;
     const foundAt = performance.now();
-    const leased = lease.isLeased();
-    const catalogue =
-      (leased ? catalogues.held() : undefined) ?? (await (leased ? catalogues.load() : catalogues.read()));
+    const catalogue = await currentCatalogue();
     return chargeAllowed(
       decide(found.record, question, catalogue, found.nowMs + (performance.now() - foundAt)),
       question,
@@ -206,7 +231,7 @@ export function createVerifier(options: VerifierOptions): Verifier {
   return {
     verify(token, question) {
       const leased = lease.isLeased();
-      const resolved = resolve(token, leased);
+      const resolved = isJwt(token) ? accessTokens.resolve(token, leased) : resolve(token, leased);
       const catalogue = leased ? catalogues.held() : undefined;
       if (resolved instanceof Promise || (resolved !== undefined && catalogue === undefined)) {
         return decideLater(resolved, question);
@@ -233,6 +258,22 @@ export function createVerifier(options: VerifierOptions): Verifier {
       return proof === undefined ? undefined : id;
     },
 
+    async authorizeClient({ id, token }, address) {
+      // Before all else: a token of another key is none for this one, and an access token is none at all.
+      if (mint.identify(token) !== id) return unauthorized('invalid');
+      const found = await resolve(token, lease.isLeased());
+      if (found === undefined || found.record.key.workspaceId === SYSTEM_WORKSPACE)
+        return unauthorized('invalid');
+      const foundAt = performance.now();
+      const { key, workspace, restrictions } = found.record;
+      const status = statusOf(key, found.nowMs);
+      if (status !== 'active') return unauthorized(status);
+      if (workspace.disabled) return unauthorized('disabled');
+      if (restrictions?.allowsAddress(address) === false) return unauthorized('address');
+      const catalogue = await currentCatalogue();
+      return { authorized: true, key, catalogue, nowMs: found.nowMs + (performance.now() - foundAt) };
+    },
+
     chargeCall: ({ keyId, now }, rateLimit) =>
       quota.charge({
         keyId,
@@ -244,6 +285,10 @@ export function createVerifier(options: VerifierOptions): Verifier {
         nowMs: now,
       }),
   };
+}
+
+function unauthorized(because: (Authorization & { authorized: false })['because']): Authorization {
+  return { authorized: false, because };
 }
 
 function decisionOf({ record, nowMs }: Allowance, charge: Charge): Decision {

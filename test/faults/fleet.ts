@@ -12,6 +12,8 @@ export interface TestKey {
   readonly id: string;
   readonly token: string;
   readonly workspace: string;
+  /** An access token of the key, for all its scopes: every other look shows that, and has to find the same. */
+  readonly accessToken?: string | undefined;
 }
 
 /** Several instances on one database, and the recorded history of what they were asked and told. */
@@ -128,7 +130,7 @@ export async function startFleet({
   function introspection(key: TestKey, scope: Scope): string {
     return requestText('POST', '/v1/introspect', {
       token: adminToken,
-      body: { key: key.token, scopes: [scope] },
+      body: { key: (looks.length % 2 === 0 && key.accessToken) || key.token, scopes: [scope] },
     });
   }
 
@@ -334,6 +336,17 @@ export async function startFleet({
       await postgres.query('claviger', `DROP DATABASE ${database} WITH (FORCE)`);
     },
   };
+}
+
+/** An access token for all scopes of a key; `undefined` where a fault is in the way. */
+export async function accessTokenOf(instance: Instance, { id, token }: TestKey): Promise<string | undefined> {
+  const response = await fetch(`http://127.0.0.1:${instance.port}/oauth/token`, {
+    method: 'POST',
+    body: new URLSearchParams({ grant_type: 'client_credentials', client_id: id, client_secret: token }),
+    signal: AbortSignal.timeout(5_000),
+  }).catch(() => undefined);
+  if (response?.ok !== true) return undefined;
+  return JSON.parse(await response.text()).access_token;
 }
 
 function verdictOf(reply: Reply): Verdict {

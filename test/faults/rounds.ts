@@ -1,7 +1,7 @@
 import { setTimeout as sleep } from 'node:timers/promises';
 import { describeViolation, findViolations, type Violation } from '../support/history.ts';
 import type { Instance } from '../support/instances.ts';
-import { ALL_SCOPES, type Fleet, type TestKey } from './fleet.ts';
+import { ALL_SCOPES, accessTokenOf, type Fleet, type TestKey } from './fleet.ts';
 import {
   createOnce,
   NARROW,
@@ -77,7 +77,9 @@ async function playRound({ fleet, seed, round, control }: RoundOptions): Promise
   const keys: TestKey[] = [];
 
   async function newKey(suffix = ''): Promise<TestKey> {
-    const key = await fleet.createKey(random.pick(fleet.instances), workspace + suffix);
+    const instance = random.pick(fleet.instances);
+    const made = await fleet.createKey(instance, workspace + suffix);
+    const key = { ...made, accessToken: await accessTokenOf(instance, made) };
     keys.push(key);
     return key;
   }

@@ -110,8 +110,13 @@ describe('the document', () => {
     for (const { object } of operations) expect(tags).toEqual(expect.arrayContaining(object.tags));
   });
 
-  test('asks for a service key everywhere but at the probes', () => {
+  test('asks for a service key everywhere but at the probes, and as OAuth does at its endpoints', () => {
     for (const { name, path, object } of operations) {
+      if (path.startsWith('/oauth/')) {
+        expect(object.security[0], name).toHaveProperty('client');
+        expect(Object.keys(object.responses), name).toContain('401');
+        continue;
+      }
       const probe = !path.startsWith('/v1/');
       expect(object.security, name).toHaveLength(probe ? 0 : 2);
       expect(Object.keys(object.responses).includes('401'), name).toBe(!probe);
@@ -122,11 +127,20 @@ describe('the document', () => {
     }
   });
 
-  test('gives every error as a problem, with the codes that it can have', () => {
-    for (const { name, object } of operations) {
+  test('gives every error as a problem, of OAuth as its own, with the codes that it can have', () => {
+    for (const { name, path, object } of operations) {
       for (const [status, { content, headers }] of Object.entries<Node>(object.responses)) {
         expect(headers, name).toHaveProperty('X-Request-Id');
         if (Number(status) < 400) continue;
+        if (path.startsWith('/oauth/')) {
+          expect(Object.keys(content), name).toEqual(['application/json']);
+          const { schema, examples } = content['application/json'];
+          expect(schema).toEqual({ $ref: '#/components/schemas/OAuthError' });
+          for (const code of new Set(Object.values<Node>(examples).map(({ value }) => value.error)))
+            expect(object.responses[status].description, `${name} ${status}`).toContain(`\`${code}\``);
+          expect('Retry-After' in headers, `${name} ${status}`).toBe(status === '429' || status === '503');
+          continue;
+        }
         expect(Object.keys(content), name).toEqual(['application/problem+json']);
         const { schema, examples } = content['application/problem+json'];
         expect(schema).toEqual({ $ref: '#/components/schemas/Problem' });

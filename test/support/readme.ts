@@ -59,6 +59,7 @@ export function masked(text: string): string {
     .replaceAll(/\bck_(live|test|svc)_[0-9A-Za-z]{66}\b/g, 'ck_$1_<token>')
     .replaceAll(/\bck_(live|test|svc)_[0-9A-Za-z]+…[0-9A-Za-z]+/g, 'ck_$1_<token>')
     .replaceAll(/\bck_(live|test|svc)_…[0-9A-Za-z]{4}/g, 'ck_$1_<hint>')
+    .replaceAll(/\beyJ[\w.-]+…?/g, '<JWT>')
     .replaceAll(/\bkey_[0-9a-z]{26}\b/g, '<key id>')
     .replaceAll(/\breq_[0-9a-f]{19,}\b/g, '<request id>')
     .replaceAll(/\b\d{4}-\d\d-\d\dT[\d:.]+Z/g, '<time>')

@@ -29,6 +29,7 @@ import {
   createSecretHasher,
   type SecretHasher,
 } from '../../src/verification/secret-hasher.ts';
+import { createSigningKeys } from '../../src/verification/signing-keys.ts';
 import { createVerifier, type Resolved, type Soon, type Verifier } from '../../src/verification/verifier.ts';
 import { TEST_KEY_SECRET } from '../support/app.ts';
 import type { TestDatabase } from '../support/database.ts';
@@ -138,14 +139,22 @@ export async function openEngine(test: TestDatabase, options: EngineOptions = {}
     [secret.derive('mint'), ...former.map((one) => one.derive('mint'))],
     randomBytes,
   );
+  const secretId = await real.read((executor) => storeSecret(executor, secret.fingerprint));
   const lifecycle = createKeyLifecycle({
     database,
     membership,
     hasher: plainHasher,
     mint,
-    secretId: await real.read((executor) => storeSecret(executor, secret.fingerprint)),
+    secretId,
     prefix: 'ck',
     environments: new Map([['live', null]]),
+  });
+  const signingKeys = createSigningKeys({
+    database: real,
+    secrets: [secret.derive('signing')],
+    secretId,
+    rotationDays: 30,
+    report: ({ message }) => reports.push(message),
   });
   const memoKey = options.memo === false ? undefined : secret.derive('memo');
   const verifier = createVerifier({
@@ -155,6 +164,7 @@ export async function openEngine(test: TestDatabase, options: EngineOptions = {}
     cache,
     catalogues,
     quota,
+    signingKeys,
     lease: membership,
     memoKey,
     observer,
