@@ -19,6 +19,7 @@ Settings are environment variables; the README lists them.`;
 /** Failures whose message is all that an operator needs. */
 const EXPECTED = new Set([
   'ConfigError',
+  'ConnectionError',
   'MigrationError',
   'EmbeddedPostgresError',
   'ListenerError',

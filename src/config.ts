@@ -26,7 +26,8 @@ export const SETTINGS = {
     schema: databaseUrl().optional(),
     default: '',
     range: '`postgres://…`',
-    purpose: 'The PostgreSQL (14 or newer) to use. Unset: an embedded one in `DATA_DIR`.',
+    purpose:
+      'The PostgreSQL (14 or newer) to use, by TLS with `?sslmode=verify-full&sslrootcert=…`. Unset: an embedded one in `DATA_DIR`.',
   },
   DATABASE_LISTEN_URL: {
     schema: databaseUrl().optional(),

@@ -1,5 +1,6 @@
 import { randomBytes } from 'node:crypto';
 import type { Config } from './config.ts';
+import { Failure } from './domain/errors.ts';
 import { type KeyPurpose, type KeySecret, keySecret } from './domain/key-secret.ts';
 import type { SignalThresholds } from './domain/signal.ts';
 import { createTokenMint } from './domain/token.ts';
@@ -16,8 +17,10 @@ import { createRecorder, type Recorder } from './recording/recorder.ts';
 import { createRequestLog, forgetOldAddresses, type RequestLogKeeper } from './recording/request-log.ts';
 import { createUpkeep, type KeptTable } from './recording/upkeep.ts';
 import { createUsageKeeper, type UsageKeeper } from './recording/usage.ts';
-import { createDatabase, type Database } from './storage/database.ts';
+import { type Connection, connectionTo, unreachable } from './storage/connection.ts';
+import { createDatabase, type Database, StorageError } from './storage/database.ts';
 import { countUncoveredSecrets, storeSecret } from './storage/key-secrets.ts';
+import { readDatabaseTime } from './storage/keys.ts';
 import { migrateDatabase } from './storage/migrations.ts';
 import { PARTITIONED_TABLES } from './storage/partitions.ts';
 import { exchangeQuota, openCounters } from './storage/rate-windows.ts';
@@ -126,7 +129,8 @@ async function assemble(
   }: CoreOptions,
 ): Promise<Omit<Core, 'movedTo'>> {
   const listenUrl = config.DATABASE_LISTEN_URL ?? url;
-  await migrateDatabase(listenUrl);
+  const listenSetting = config.DATABASE_LISTEN_URL === undefined ? 'DATABASE_URL' : 'DATABASE_LISTEN_URL';
+  await migrateDatabase(listenUrl, listenSetting);
   const database = createDatabase({
     url,
     poolSize: config.DATABASE_POOL_SIZE,
@@ -152,7 +156,7 @@ async function assemble(
   const leaseMs = config.LEASE_SECONDS * 1000;
   const membership = createMembership({
     database,
-    listenUrl,
+    listenTo: connectionTo(listenUrl, listenSetting),
     leaseMs,
     memory: joinMemories(cache, catalogues, quota),
     hearQuota: quota.hear,
@@ -207,6 +211,7 @@ async function assemble(
       minting.derive(purpose),
       ...former.map((secret) => secret.derive(purpose)),
     ];
+    await reach(database, connectionTo(url));
     await refuseUncoveredSecrets(database, secrets);
     const mint = createTokenMint(deriveKeys('mint'), randomBytes);
     const hasher = createSecretHasher({
@@ -322,6 +327,14 @@ function keptTables(config: Config): readonly KeptTable[] {
     table,
     retentionDays: retentionDays[table.name],
   }));
+}
+
+/** The first statement through `DATABASE_URL`; the migration may have gone another way. */
+async function reach(database: Database, connection: Connection): Promise<void> {
+  await database.read(readDatabaseTime).catch((error: unknown) => {
+    const fault = error instanceof Failure ? error.cause : error;
+    throw fault instanceof StorageError ? unreachable(connection, fault.code) : error;
+  });
 }
 
 async function refuseUncoveredSecrets(database: Database, secrets: readonly KeySecret[]): Promise<void> {

@@ -2,6 +2,7 @@ import { DrizzleQueryError } from 'drizzle-orm';
 import { drizzle, type NodePgDatabase } from 'drizzle-orm/node-postgres';
 import pg from 'pg';
 import { Failure } from '../domain/errors.ts';
+import { connectionTo } from './connection.ts';
 
 /** Runs statements: the pool, or one transaction. Functions of storage/ take it as their first argument. */
 export type Executor = NodePgDatabase;
@@ -58,10 +59,11 @@ export class StorageError extends Error {
 }
 
 export function createDatabase(options: DatabaseOptions): Database {
+  const { application_name = options.applicationName, ...config } = connectionTo(options.url).config;
   const pool = new pg.Pool({
-    connectionString: options.url,
+    ...config,
     max: options.poolSize,
-    application_name: options.applicationName,
+    application_name,
     connectionTimeoutMillis: CONNECT_TIMEOUT_MS,
     query_timeout: STATEMENT_TIMEOUT_MS,
     keepAlive: true,

@@ -1,6 +1,7 @@
 import { Socket } from 'node:net';
 import { setTimeout as sleep } from 'node:timers/promises';
 import pg from 'pg';
+import type { Connection } from './connection.ts';
 import { StorageError } from './database.ts';
 import { acknowledgementChannel } from './membership.ts';
 
@@ -42,12 +43,12 @@ const NOW_MS = '(extract(epoch FROM clock_timestamp()) * 1000)::float8';
 
 /** Connects. Every statement on the connection has a timeout: a half-open connection must not look like a slow one. */
 export async function openListener(
-  url: string,
+  { config }: Connection,
   onNotification: (channel: string, payload: string) => void,
 ): Promise<Listener> {
   const socket = new Socket();
   const client = new pg.Client({
-    connectionString: url,
+    ...config,
     application_name: 'claviger listener',
     connectionTimeoutMillis: CONNECT_TIMEOUT_MS,
     query_timeout: QUERY_TIMEOUT_MS,

@@ -4,6 +4,7 @@ import { drizzle } from 'drizzle-orm/node-postgres';
 import { migrate } from 'drizzle-orm/node-postgres/migrator';
 import pg from 'pg';
 import { z } from 'zod';
+import { type ConnectionSetting, connectionTo, unreachable } from './connection.ts';
 import { StorageError } from './database.ts';
 import { readDatabaseTime } from './keys.ts';
 import { beginUpkeep, makePartitions, PARTITIONED_TABLES } from './partitions.ts';
@@ -18,6 +19,8 @@ const MIGRATION_LOCK = 7_165_218_351;
 /** SQLSTATE: somebody held the lock for longer than was waited for it. */
 const LOCK_NOT_AVAILABLE = '55P03';
 
+const CONNECT_TIMEOUT_MS = 5_000;
+
 /** PostgreSQL 14. */
 const OLDEST_VERSION = 140_000;
 
@@ -31,13 +34,19 @@ export class MigrationError extends Error {
  * migrate does not guard against that, so an advisory lock does.
  *
  * @param url a direct connection: an advisory lock of a session does not hold through a transaction pooler.
+ * @throws MigrationError, ConnectionError
  */
-export async function migrateDatabase(url: string): Promise<void> {
-  const client = createClient(url);
+export async function migrateDatabase(url: string, setting?: ConnectionSetting): Promise<void> {
+  const connection = connectionTo(url, setting);
+  const client = new pg.Client({
+    ...connection.config,
+    application_name: 'claviger migrate',
+    connectionTimeoutMillis: CONNECT_TIMEOUT_MS,
+  });
   // A connection that breaks fails the statement under way; the event besides would end the process.
   client.on('error', () => undefined);
   await client.connect().catch((error: unknown) => {
-    throw new MigrationError(unreachable(new StorageError(error).code));
+    throw unreachable(connection, new StorageError(error).code);
   });
   try {
     await refuseOldServer(client);
@@ -72,19 +81,6 @@ async function makeFirstPartitions(client: pg.Client): Promise<void> {
   }
 }
 
-function createClient(url: string): pg.Client {
-  try {
-    return new pg.Client({
-      connectionString: url,
-      application_name: 'claviger migrate',
-      connectionTimeoutMillis: 5_000,
-    });
-  } catch (error) {
-    // It reads the files that the URL names, and its messages quote the URL.
-    throw new MigrationError(`DATABASE_URL cannot be used (${new StorageError(error).code}).`);
-  }
-}
-
 /** Why a statement of a migration failed, by its SQLSTATE: the message of drizzle quotes the whole migration. */
 function notMigrated(code: string): string {
   if (code === '42501')
@@ -92,13 +88,6 @@ function notMigrated(code: string): string {
   if (code === '25006')
     return 'The database is read-only (25006). DATABASE_URL has to name the primary, not a standby.';
   return `The database could not be migrated (${code}). Is it one that Claviger has to itself?`;
-}
-
-/** What is wrong with the way to the database, by the code of the failure: a message could quote the URL. */
-function unreachable(code: string): string {
-  if (/^28/.test(code)) return `PostgreSQL refuses the user or password of DATABASE_URL (${code}).`;
-  if (code === '3D000') return 'The database that DATABASE_URL names does not exist; create it first.';
-  return `PostgreSQL cannot be reached (${code}). Is it running, and is DATABASE_URL right?`;
 }
 
 /** When the last migration of this release was made. */

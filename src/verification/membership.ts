@@ -2,6 +2,7 @@ import { randomUUID } from 'node:crypto';
 import { setMaxListeners } from 'node:events';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { Failure } from '../domain/errors.ts';
+import type { Connection } from '../storage/connection.ts';
 import { type Database, type Executor, StorageError } from '../storage/database.ts';
 import { type Acknowledgement, type Listener, ListenerError, openListener } from '../storage/listener.ts';
 import {
@@ -97,8 +98,8 @@ export interface Changed<T> {
 
 export interface MembershipOptions {
   readonly database: Database;
-  /** A direct connection string: a transaction pooler does not pass LISTEN on. */
-  readonly listenUrl: string;
+  /** A direct connection: a transaction pooler does not pass LISTEN on. */
+  readonly listenTo: Connection;
   readonly leaseMs: number;
   readonly memory: Memory;
   /** Told of what instances tell each other about quota (quota.ts), on the same connection. */
@@ -219,7 +220,7 @@ export function createMembership(options: MembershipOptions): Membership {
     const id = randomUUID();
     const heard: Acknowledgement[] = [];
     let acknowledging = false;
-    const listener = await openListener(options.listenUrl, (channel, payload) => {
+    const listener = await openListener(options.listenTo, (channel, payload) => {
       if (channel === CHANGES_CHANNEL) hearChange(payload);
       else if (channel === QUOTA_CHANNEL) hearQuota(payload);
       else hearAcknowledgements(payload);

@@ -8,6 +8,7 @@ import { createTokenMint } from '../../src/domain/token.ts';
 import type { CreatedKey } from '../../src/lifecycle/key-maker.ts';
 import { createKeyLifecycle, type KeyLifecycle } from '../../src/lifecycle/keys.ts';
 import { createWorkspaceLifecycle, type WorkspaceLifecycle } from '../../src/lifecycle/workspaces.ts';
+import { connectionTo } from '../../src/storage/connection.ts';
 import { createDatabase, type Database } from '../../src/storage/database.ts';
 import { storeSecret } from '../../src/storage/key-secrets.ts';
 import type { Subject } from '../../src/storage/membership.ts';
@@ -125,7 +126,7 @@ export async function openEngine(test: TestDatabase, options: EngineOptions = {}
   });
   const membership = createMembership({
     database,
-    listenUrl: test.url,
+    listenTo: connectionTo(test.url),
     leaseMs: options.leaseMs ?? LEASE_MS,
     memory: joinMemories(cache, catalogues, quota),
     hearQuota: quota.hear,
