@@ -14,7 +14,14 @@ import { addressesWithin, restrictionFaults } from '../domain/restriction.ts';
 import { isPermission, PERMISSIONS } from '../domain/scope.ts';
 import { NO_LIMITS, type PlanLimits, SERVICE_ENVIRONMENT, SYSTEM_WORKSPACE } from '../domain/workspace.ts';
 import type { Executor } from '../storage/database.ts';
-import { countActiveKeys, countAdmins, findKey, lockKey } from '../storage/keys.ts';
+import {
+  countActiveKeys,
+  countAdmins,
+  findKey,
+  lockKey,
+  lockTenantKey,
+  readDatabaseTime,
+} from '../storage/keys.ts';
 import { lockWorkspace } from '../storage/workspaces.ts';
 
 /*
@@ -22,23 +29,27 @@ import { lockWorkspace } from '../storage/workspaces.ts';
  */
 
 /**
- * Finds and locks a key that the caller may see. Its workspace is locked before it where its plan is asked for, and
- * for a service key always, so that admins are counted one change at a time.
+ * Finds and locks a key that the caller may see; `nowMs` is the database's time once it is locked. Its workspace is
+ * locked before it where its plan is asked for, and for a service key always, so that admins are counted one change at
+ * a time.
  */
 export async function lockVisible(
   executor: Executor,
   caller: Caller,
   id: KeyId,
   { underPlan = false } = {},
-): Promise<{ key: Key; limits: PlanLimits }> {
+): Promise<{ key: Key; limits: PlanLimits; nowMs: number }> {
+  if (!underPlan) {
+    const [key, nowMs] = await Promise.all([lockTenantKey(executor, id), readDatabaseTime(executor)]);
+    if (key !== undefined && !reaches(caller, key.workspaceId)) throw noSuchKey();
+    if (key !== undefined) return { key, limits: NO_LIMITS, nowMs };
+  }
   const found = await findKey(executor, id);
   if (found === undefined || !reaches(caller, found.workspaceId)) throw noSuchKey();
-  const { workspaceId } = found;
-  const workspace =
-    underPlan || workspaceId === SYSTEM_WORKSPACE ? await lockWorkspace(executor, workspaceId) : undefined;
-  const key = await lockKey(executor, id);
+  const workspace = await lockWorkspace(executor, found.workspaceId);
+  const [key, nowMs] = await Promise.all([lockKey(executor, id), readDatabaseTime(executor)]);
   if (key === undefined) throw noSuchKey();
-  return { key, limits: workspace?.limits ?? NO_LIMITS };
+  return { key, limits: workspace?.limits ?? NO_LIMITS, nowMs };
 }
 
 /** Also for one that this caller may not see. */

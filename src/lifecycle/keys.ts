@@ -148,8 +148,7 @@ export function createKeyLifecycle(options: KeyLifecycleOptions): KeyLifecycle {
       const { result: key, propagation } = await membership.change(async (executor) => {
         // With its workspace, so that no key that a creation has counted as expired comes to life beside it.
         const underPlan = patch.scopes !== undefined || patch.expiresAt !== undefined;
-        const { key: before, limits } = await lockVisible(executor, caller, id, { underPlan });
-        const nowMs = await readDatabaseTime(executor);
+        const { key: before, limits, nowMs } = await lockVisible(executor, caller, id, { underPlan });
         const status = statusOf(before, nowMs);
         if (status !== 'active') {
           throw new Failure('key_not_active', `The key is ${status}; only active keys can be changed.`);
@@ -163,43 +162,38 @@ export function createKeyLifecycle(options: KeyLifecycleOptions): KeyLifecycle {
         await keepAnAdmin(executor, before, after, nowMs);
         const changes = changedMembers(keyShown(before), keyShown(after));
         if (changes === undefined) return keyChanged(before, { repeated: true });
-        await updateKey(executor, after);
-        await appendAuditEvent(
-          executor,
-          {
-            action: 'key.updated',
-            actor: actorOf(caller, origin),
-            workspaceId: after.workspaceId,
-            keyId: id,
-            ...changes,
-          },
-          nowMs,
-        );
-        return keyChanged(after);
+        const event = {
+          action: 'key.updated',
+          actor: actorOf(caller, origin),
+          workspaceId: after.workspaceId,
+          keyId: id,
+          ...changes,
+        } as const;
+        const writes = [updateKey(executor, after), appendAuditEvent(executor, event, nowMs)];
+        return keyChanged(after, { writes });
       });
       return { key, propagation };
     },
 
     async revoke(caller, origin, id, reason) {
       const { result: key, propagation } = await membership.change(async (executor) => {
-        const { key: before } = await lockVisible(executor, caller, id);
+        const { key: before, nowMs } = await lockVisible(executor, caller, id);
         if (before.revokedAt !== null) return keyChanged(before, { repeated: true });
         await keepAnAdmin(executor, before, undefined, caller.now);
-        const revokedAt = Math.floor(await readDatabaseTime(executor));
-        await revokeKeys(executor, [id], { at: revokedAt, reason });
-        await appendAuditEvent(
-          executor,
-          {
-            action: 'key.revoked',
-            actor: actorOf(caller, origin),
-            workspaceId: before.workspaceId,
-            keyId: id,
-            before: { revoked_at: null, revoked_reason: null },
-            after: { revoked_at: isoTime(revokedAt), revoked_reason: reason },
-          },
-          revokedAt,
-        );
-        return keyChanged({ ...before, revokedAt, revokedReason: reason });
+        const revokedAt = Math.floor(nowMs);
+        const event = {
+          action: 'key.revoked',
+          actor: actorOf(caller, origin),
+          workspaceId: before.workspaceId,
+          keyId: id,
+          before: { revoked_at: null, revoked_reason: null },
+          after: { revoked_at: isoTime(revokedAt), revoked_reason: reason },
+        } as const;
+        const writes = [
+          revokeKeys(executor, [id], { at: revokedAt, reason }),
+          appendAuditEvent(executor, event, revokedAt),
+        ];
+        return keyChanged({ ...before, revokedAt, revokedReason: reason }, { writes });
       });
       return { key, propagation };
     },
@@ -229,8 +223,8 @@ export function createKeyLifecycle(options: KeyLifecycleOptions): KeyLifecycle {
   };
 }
 
-function keyChanged(key: Key, { repeated = false } = {}): Changed<Key> {
-  return { result: key, subject: { kind: 'key', id: key.id }, repeated };
+function keyChanged(key: Key, rest: Partial<Pick<Changed<Key>, 'repeated' | 'writes'>> = {}): Changed<Key> {
+  return { result: key, subject: { kind: 'key', id: key.id }, repeated: false, ...rest };
 }
 
 function refuseBadName(name: string): void {

@@ -6,7 +6,7 @@ import { refuseScopesBeyond, refuseWithoutKeys } from '../domain/plan.ts';
 import { rotatedAway, successorOf, whyNotRotatable } from '../domain/rotation.ts';
 import { appendAuditEvent } from '../storage/audit.ts';
 import type { Database, Executor } from '../storage/database.ts';
-import { findKey, readDatabaseTime, storeRotation } from '../storage/keys.ts';
+import { findKey, storeRotation } from '../storage/keys.ts';
 import type { Membership, Propagation } from '../verification/membership.ts';
 import { actorOf, keyEndShown, type Origin } from './audit.ts';
 import type { CreatedKey, KeyMaker } from './key-maker.ts';
@@ -70,8 +70,9 @@ export function createRotation({
       const made = await maker.make(caller.now, found);
       const { result, propagation } = await membership.change(async (executor) => {
         await around?.before(executor);
-        const { key: before, limits } = await lockVisible(executor, caller, id, { underPlan: true });
-        const nowMs = Math.floor(await readDatabaseTime(executor));
+        const locked = await lockVisible(executor, caller, id, { underPlan: true });
+        const { key: before, limits } = locked;
+        const nowMs = Math.floor(locked.nowMs);
         refuseUnrotatable(before, nowMs);
         const successor = successorOf(before, made.key, limits);
         refuseWithoutKeys(limits);

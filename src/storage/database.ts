@@ -67,12 +67,25 @@ export function createDatabase(options: DatabaseOptions): Database {
     connectionTimeoutMillis: CONNECT_TIMEOUT_MS,
     query_timeout: STATEMENT_TIMEOUT_MS,
     keepAlive: true,
+    // Statements of one transaction that do not wait for each other share a round trip.
+    pipeline: true,
   });
   // Without a listener the loss of an idle connection would end the process; the pool has dropped it already.
   pool.on('error', (error) => options.onConnectionLost(new StorageError(error)));
   // The same while it is checked out, from its first moment on: the pool's own listener is gone before we get it.
   pool.on('connect', (client) => client.on('error', ignoreLoss));
   const executor = drizzle(pool);
+  /** One for each connection, so that what `once` built for it is built once. */
+  const executors = new WeakMap<pg.PoolClient, Executor>();
+
+  function executorOf(client: pg.PoolClient): Executor {
+    let found = executors.get(client);
+    if (found === undefined) {
+      found = drizzle(client);
+      executors.set(client, found);
+    }
+    return found;
+  }
 
   return {
     read: (run) => run(executor).catch(rethrowQuery),
@@ -87,7 +100,7 @@ export function createDatabase(options: DatabaseOptions): Database {
             `BEGIN; SET LOCAL synchronous_commit = on; SET LOCAL statement_timeout = ${STATEMENT_TIMEOUT_MS}; SET LOCAL idle_in_transaction_session_timeout = ${SILENCE_TIMEOUT_MS}`,
           )
           .catch(rethrow);
-        const result = await run(drizzle(client));
+        const result = await run(executorOf(client));
         await client.query('COMMIT').catch(rethrow);
         trusted = true;
         return result;
@@ -108,8 +121,8 @@ export function createDatabase(options: DatabaseOptions): Database {
 
 /**
  * A query whose text is made once for each executor, and not at each call: drizzle takes longer for that than the
- * database for a row. For queries of the hot path, run on the pool. The server is told no name for it, since a
- * transaction pooler may hand each execution to another connection.
+ * database for a row. The server is told no name for it, since a transaction pooler may hand each execution to another
+ * connection.
  */
 export function once<Query extends object>(
   build: (executor: Executor) => Query,

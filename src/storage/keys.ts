@@ -50,6 +50,9 @@ export interface LoadedKey extends HashedKey {
   readonly nowMs: number;
 }
 
+/** By its primary key, in a query that is built once. */
+const isKey = eq(apiKeys.id, sql.placeholder('id'));
+
 const databaseTime = sql<number>`(extract(epoch FROM clock_timestamp()) * 1000)::float8`;
 
 /** Database time in milliseconds since the epoch. */
@@ -118,11 +121,7 @@ export async function findWorkspacesOf(
 
 /** Finds the key and holds its row until the transaction ends. */
 export async function lockKey(executor: Executor, id: KeyId): Promise<Key | undefined> {
-  const [row] = await executor
-    .select(keyColumns)
-    .from(apiKeys)
-    .where(eq(apiKeys.id, keyIdToUuid(id)))
-    .for('no key update');
+  const [row] = await lockedKey(executor).execute({ id: keyIdToUuid(id) });
   return row && keyOf(row);
 }
 
@@ -135,6 +134,21 @@ export async function lockKeys(executor: Executor, ids: readonly KeyId[]): Promi
     .orderBy(apiKeys.id)
     .for('no key update');
   return rows.map(keyOf);
+}
+
+/** The same, but for service keys, which this does not find: their workspace has to be locked before them. */
+export async function lockTenantKey(executor: Executor, id: KeyId): Promise<Key | undefined> {
+  const [row] = await lockedTenantKey(executor).execute({ id: keyIdToUuid(id) });
+  return row && keyOf(row);
+}
+
+const lockedKey = once((executor) => lockingRead(executor, isKey).prepare(UNNAMED));
+const lockedTenantKey = once((executor) =>
+  lockingRead(executor, and(isKey, ne(apiKeys.workspaceId, SYSTEM_WORKSPACE))).prepare(UNNAMED),
+);
+
+function lockingRead(executor: Executor, condition: SQL | undefined) {
+  return executor.select(keyColumns).from(apiKeys).where(condition).for('no key update');
 }
 
 export async function insertKey(

@@ -1,5 +1,5 @@
 import { and, eq, inArray, lt, sql } from 'drizzle-orm';
-import type { Executor } from './database.ts';
+import { type Executor, once, UNNAMED } from './database.ts';
 import { acknowledgements, instances } from './schema.ts';
 
 /** What a change made stale: a key, several, all of a workspace, or the scope catalogue, of which there is one. */
@@ -83,11 +83,16 @@ export async function notifyProbe(executor: Executor, nonce: string): Promise<vo
 
 /** All instances whose memory may still answer, fenced ones too. */
 export async function listUnreleased(executor: Executor): Promise<Member[]> {
-  return executor
+  return unreleased(executor).execute();
+}
+
+const unreleased = once((executor) =>
+  executor
     .select({ id: instances.id, leaseMs: instances.leaseMs, fenced: instances.fenced })
     .from(instances)
-    .where(eq(instances.released, false));
-}
+    .where(eq(instances.released, false))
+    .prepare(UNNAMED),
+);
 
 /** Which instances have acknowledged this very change. */
 export async function listAcknowledged(executor: Executor, changeId: string): Promise<string[]> {

@@ -94,6 +94,8 @@ export interface Changed<T> {
   readonly subject: Subject;
   /** It found everything as it was to be. It is waited for all the same: who came first may have died half-way. */
   readonly repeated: boolean;
+  /** Statements still under way, which the commit waits for: they share a round trip with the change's own. */
+  readonly writes?: readonly Promise<unknown>[];
 }
 
 export interface MembershipOptions {
@@ -592,9 +594,9 @@ export function createMembership(options: MembershipOptions): Membership {
       waiters.set(changeId, waiter);
       try {
         const { result, repeated, change } = await database.transaction(async (executor) => {
-          const { subject, ...changed } = await runChange(executor);
+          const { subject, writes = [], ...changed } = await runChange(executor);
           const change: Change = { id: changeId, subject, waiter: registration?.id ?? null };
-          await notifyChange(executor, change);
+          await Promise.all([...writes, notifyChange(executor, change)]);
           return { ...changed, change };
         });
         if (repeated && broken.has('repeat')) return { result, propagation: NOT_WAITED };

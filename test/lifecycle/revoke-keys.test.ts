@@ -1,3 +1,4 @@
+import pg from 'pg';
 import { afterAll, beforeAll, describe, expect, test } from 'vitest';
 import { keyIdToUuid } from '../../src/domain/key-id.ts';
 import { createTestApp, type TestApp } from '../support/app.ts';
@@ -260,3 +261,43 @@ describe('the revocation of a whole workspace', () => {
     expect((await revokeAll(workspace_id)).body.data.revoked).toBe(made.length + 1 - counted);
   });
 });
+
+test('a revocation that waited for the lock of its key is dated after that wait', async () => {
+  const { id } = await app.createKey();
+  const holder = new pg.Client({ connectionString: app.database.url });
+  await holder.connect();
+  await holder.query('BEGIN');
+  await holder.query('SELECT FROM api_keys WHERE id = $1 FOR UPDATE', [keyIdToUuid(id)]);
+  const revocation = app.delete(`/v1/api-keys/${id}`);
+  await waitsForLock(holder);
+  const { rows } = await holder.query<{ now: number }>(
+    'SELECT (extract(epoch FROM clock_timestamp()) * 1000)::float8 AS now',
+  );
+  await holder.query('COMMIT');
+  await holder.end();
+  const { body } = await revocation;
+  expect(Date.parse(body.data.revoked_at)).toBeGreaterThanOrEqual(Math.floor(rows[0]?.now ?? Number.NaN));
+});
+
+test('a revocation whose audit event cannot be written is none, and the connection serves on', async () => {
+  const { id, token } = await app.createKey();
+  await app.database.query(`
+    CREATE FUNCTION refuse_event() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RAISE 'refused'; END $$;
+    CREATE TRIGGER refuse_event BEFORE INSERT ON audit_events FOR EACH ROW EXECUTE FUNCTION refuse_event()`);
+  const refused = await Promise.all(Array.from({ length: 6 }, () => app.delete(`/v1/api-keys/${id}`)));
+  await app.database.query('DROP TRIGGER refuse_event ON audit_events; DROP FUNCTION refuse_event()');
+  expect(refused.map(({ status }) => status)).toEqual(Array(6).fill(503));
+  expect(await statusOf(id)).toBe('active');
+  expect((await app.post('/v1/introspect', { key: token })).body.active).toBe(true);
+  expect((await app.delete(`/v1/api-keys/${id}`)).status).toBe(200);
+});
+
+/** Until some connection to the database waits for a lock of another. */
+async function waitsForLock(client: pg.Client): Promise<void> {
+  for (;;) {
+    const { rowCount } = await client.query(
+      "SELECT FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'",
+    );
+    if (rowCount !== 0) return;
+  }
+}
