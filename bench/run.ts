@@ -6,6 +6,7 @@ import { changes } from './figures/changes.ts';
 import { cold, memo } from './figures/cold.ts';
 import { create } from './figures/create.ts';
 import { faults } from './figures/faults.ts';
+import { leaks } from './figures/leaks.ts';
 import { limits } from './figures/limits.ts';
 import { memory } from './figures/memory.ts';
 import { outage } from './figures/outage.ts';
@@ -51,6 +52,7 @@ const MEASUREMENTS: Record<string, (bench: Bench, options: Options) => Promise<F
   crowd,
   memo,
   cold,
+  leaks,
   limits,
   memory,
   start,

@@ -13,9 +13,12 @@ import { type CallerLimits, createCallers } from './http/callers.ts';
 import { guardConnections } from './http/connections.ts';
 import type { CursorCodec } from './http/cursor.ts';
 import { collectDocument, registerDocumentation } from './http/documentation.ts';
+import type { GithubKeys } from './http/github-keys.ts';
+import { registerGithubLeakRoute } from './http/github-leaks.ts';
 import { type Readiness, registerHealthRoutes } from './http/health.ts';
 import { registerIntrospectRoute } from './http/introspect.ts';
 import { registerKeyRoutes } from './http/keys.ts';
+import { registerLeakRoute } from './http/leaks.ts';
 import { registerMeRoute } from './http/me.ts';
 import { type MetricsSource, registerMetricsRoute } from './http/metrics.ts';
 import { registerOAuthScope } from './http/oauth.ts';
@@ -53,9 +56,11 @@ export interface AppDependencies {
   readonly scopes: ScopeLifecycle;
   readonly recorder: Recorder;
   readonly workspaces: WorkspaceLifecycle;
+  readonly tokenRevocation: TokenRevocation;
+  /** `undefined`: no report of GitHub's can be checked. */
+  readonly githubKeys: GithubKeys | undefined;
   readonly idempotency: Idempotency;
   readonly accessTokens: AccessTokenLifecycle;
-  readonly tokenRevocation: TokenRevocation;
   publicKeys(): readonly PublicJwk[];
   readonly cursors: CursorCodec;
   readonly lookAtQuota: QuotaLook;
@@ -96,6 +101,8 @@ export async function buildApp(dependencies: AppDependencies): Promise<FastifyIn
     database,
     cursors,
     rotationDueDays,
+    tokenRevocation,
+    githubKeys,
     logger,
     tls,
     isClosing,
@@ -175,6 +182,8 @@ export async function buildApp(dependencies: AppDependencies): Promise<FastifyIn
     registerOAuthIntrospectRoute(scope, { callers, verifier, recorder });
   });
   registerMetadataRoutes(app, { issuer, publicKeys: dependencies.publicKeys });
+  registerLeakRoute({ callers, tokenRevocation });
+  registerGithubLeakRoute(app, { callers, tokenRevocation, githubKeys });
   registerHealthRoutes(app, dependencies);
   if (dependencies.metrics !== undefined) registerMetricsRoute(app, dependencies.metrics);
   registerDocumentation(app);

@@ -13,6 +13,7 @@ const USAGE = `Usage: claviger <command>
   migrate                     bring the database of DATABASE_URL to this release
   create-admin-key --name N   make an admin service key and print it
   openapi                     print the OpenAPI document
+  scanner-rules --format F    print rules that find tokens, for gitleaks, trufflehog or github
 
 Settings are environment variables; the README lists them.`;
 
@@ -36,12 +37,13 @@ function nodeFault(version: string): string | undefined {
 }
 
 async function run(): Promise<void> {
-  const { command, help, name } = readArguments();
+  const { command, help, name, format } = readArguments();
   if (help) {
     process.stdout.write(`${USAGE}\n`);
     return;
   }
   if (name !== undefined && command !== 'create-admin-key') throw usageError();
+  if (format !== undefined && command !== 'scanner-rules') throw usageError();
   const server = await import('./server.ts');
   const { readConfig } = await import('./config.ts');
   switch (command) {
@@ -58,19 +60,37 @@ async function run(): Promise<void> {
       process.stdout.write(await writeDocument());
       return;
     }
+    case 'scanner-rules': {
+      const { RULE_FORMATS, scannerRules } = await import('./domain/scanner-rules.ts');
+      const known = RULE_FORMATS.find((one) => one === format);
+      if (known === undefined) throw usageError();
+      const { KEY_PREFIX: prefix, KEY_ENVIRONMENTS: environments } = readConfig(process.env);
+      process.stdout.write(scannerRules(known, { prefix, environments }));
+      return;
+    }
     default:
       throw usageError();
   }
 }
 
-function readArguments(): { command: string | undefined; help: boolean; name: string | undefined } {
+function readArguments(): {
+  command: string | undefined;
+  help: boolean;
+  name: string | undefined;
+  format: string | undefined;
+} {
   try {
     const { positionals, values } = util.parseArgs({
       allowPositionals: true,
-      options: { name: { type: 'string' }, help: { type: 'boolean', short: 'h' } },
+      options: {
+        name: { type: 'string' },
+        format: { type: 'string' },
+        help: { type: 'boolean', short: 'h' },
+      },
     });
     if (positionals.length > 1) throw usageError();
-    return { command: positionals[0], help: values.help === true, name: values.name };
+    const { name, format, help = false } = values;
+    return { command: positionals[0], help, name, format };
   } catch {
     // An option that it does not know, or one without its value.
     throw usageError();

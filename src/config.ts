@@ -232,7 +232,21 @@ export const SETTINGS = {
     schema: perMinute().prefault('300'),
     default: '300',
     range: '1–1000000000 or `off`',
-    purpose: 'Failed authentications and unknown routes a minute, per address and instance.',
+    purpose:
+      'Failed authentications and unknown routes a minute, per address and instance; and apart from these as many reports of leaks.',
+  },
+  GITHUB_KEYS_URL: {
+    schema: keysUrl().optional(),
+    default: '',
+    range: '`https://…`',
+    purpose:
+      'Where the public keys of GitHub are fetched that its reports of leaks are signed with; GitHub publishes them at `https://api.github.com/meta/public_keys/secret_scanning`. Unset: nothing is fetched.',
+  },
+  GITHUB_KEYS_FILE: {
+    schema: z.string().optional(),
+    default: '',
+    range: 'a path',
+    purpose: 'A file with such keys, in the same JSON.',
   },
   TRUSTED_PROXY_CIDRS: {
     schema: cidrs().prefault(''),
@@ -407,6 +421,18 @@ function issuer() {
     const { href, pathname } = new URL(value);
     return href === (pathname === '/' ? `${value}/` : value);
   }, 'must be a URL like https://keys.example.com, with no query, no fragment and no slash at its end');
+}
+
+/** HTTPS, or this machine: whoever can change an answer on its way could sign with a key of their own. */
+function keysUrl() {
+  return z
+    .string()
+    .refine(
+      (value) =>
+        URL.canParse(value) &&
+        (value.startsWith('https://') || /^http:\/\/(127\.0\.0\.1|\[::1\]|localhost)[:/]/.test(value)),
+      'must be an https:// URL',
+    );
 }
 
 function list<T extends z.ZodType<unknown, string>>(entry: T) {

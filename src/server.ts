@@ -12,6 +12,7 @@ import type { Config } from './config.ts';
 import { type Core, type CoreOptions, openCore, StartError, signalThresholds } from './core.ts';
 import { Failure } from './domain/errors.ts';
 import { createCursorCodec } from './http/cursor.ts';
+import { createGithubKeys, type GithubKeys, readGithubKeys } from './http/github-keys.ts';
 import type { KeyLifecycle } from './lifecycle/keys.ts';
 import { createMetrics, type Metrics } from './metrics.ts';
 import { loggable } from './storage/database.ts';
@@ -93,9 +94,10 @@ export function appDependencies(
     scopes: core.scopes,
     recorder: core.recorder,
     workspaces: core.workspaces,
+    tokenRevocation: core.tokenRevocation,
+    githubKeys: githubKeysOf(config, logger),
     idempotency: core.idempotency,
     accessTokens: core.accessTokens,
-    tokenRevocation: core.tokenRevocation,
     publicKeys: core.signingKeys.publicKeys,
     cursors: createCursorCodec(core.deriveKeys('cursor')),
     lookAtQuota: createQuotaLook(core),
@@ -110,6 +112,24 @@ export function appDependencies(
     metrics: config.METRICS_ENABLED ? metrics : undefined,
     isClosing: () => phase.closing,
   };
+}
+
+/** By which keys GitHub's reports are checked; `undefined` where the settings name none. */
+function githubKeysOf(config: Config, logger: pino.Logger): GithubKeys | undefined {
+  const { GITHUB_KEYS_FILE: file, GITHUB_KEYS_URL: url } = config;
+  if (file === undefined && url === undefined) return undefined;
+  return createGithubKeys({ listed: listedKeys(file), url, report: reporterOf(logger) });
+}
+
+function listedKeys(file: string | undefined): ReturnType<typeof readGithubKeys> {
+  if (file === undefined) return new Map();
+  try {
+    return readGithubKeys(readFileSync(file, 'utf8'));
+  } catch {
+    throw new StartError(
+      'GITHUB_KEYS_FILE cannot be read as a list of public keys. It takes what GitHub answers at https://api.github.com/meta/public_keys/secret_scanning',
+    );
+  }
 }
 
 /** Runs the service until a signal ends it. */
@@ -132,11 +152,10 @@ export async function serve(config: Config, options: Pick<CoreOptions, 'broken'>
   let connections: ReadonlySet<net.Socket>;
   let firstAdmin: Awaited<ReturnType<typeof makeFirstAdmin>>;
   try {
+    // Before the first admin key is made, since what it reads may stop the start, and the key with it.
+    const dependencies = appDependencies(core, config, { logger, phase, metrics });
     firstAdmin = await makeFirstAdmin(core.lifecycle, config);
-    app = await buildApp({
-      ...appDependencies(core, config, { logger, phase, metrics }),
-      ...(tls && { tls }),
-    });
+    app = await buildApp({ ...dependencies, ...(tls && { tls }) });
     connections = watchConnections(app.server);
     await listen(app, config);
   } catch (error) {

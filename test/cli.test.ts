@@ -5,6 +5,7 @@ import { createServer } from 'node:net';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { describe, expect, onTestFinished, test } from 'vitest';
+import { RULE_FORMATS, scannerRules } from '../src/domain/scanner-rules.ts';
 import { CHEAP_ARGON2, TEST_KEY_SECRET } from './support/app.ts';
 import { databaseOfTest, type TestDatabase } from './support/database.ts';
 import { CLI, collectOutput, runCli, startService } from './support/service.ts';
@@ -43,6 +44,10 @@ describe('a command that is called wrongly ends with the usage and another exit 
     [['create-admin-key']],
     [['create-admin-key', '--name']],
     [['create-admin-key', 'me']],
+    [['scanner-rules']],
+    [['scanner-rules', '--format']],
+    [['scanner-rules', '--format', 'yaml']],
+    [['serve', '--format', 'gitleaks']],
   ])('%j', async (args) => {
     const { code, stdout, stderr } = await runCli(args, {});
     expect(code).toBe(1);
@@ -55,7 +60,7 @@ describe('a command that is called wrongly ends with the usage and another exit 
     const { code, stdout, stderr } = await runCli(args, {});
     expect({ code, stderr }).toEqual({ code: 0, stderr: '' });
     expect(stdout).toMatch(/^Usage: claviger <command>\n/);
-    for (const command of ['serve', 'migrate', 'create-admin-key', 'openapi'])
+    for (const command of ['serve', 'migrate', 'create-admin-key', 'openapi', 'scanner-rules'])
       expect(stdout).toContain(command);
   });
 });
@@ -157,6 +162,20 @@ describe('claviger create-admin-key', () => {
   });
 });
 
+describe('claviger scanner-rules', () => {
+  test('prints rules for the tokens of the settings, and asks no database', async () => {
+    const form = { prefix: 'acme', environments: ['prod'] };
+    const environment = { KEY_PREFIX: 'acme', KEY_ENVIRONMENTS: 'prod' };
+    for (const format of RULE_FORMATS) {
+      expect(await runCli(['scanner-rules', '--format', format], environment)).toEqual({
+        code: 0,
+        stderr: '',
+        stdout: scannerRules(format, form),
+      });
+    }
+  });
+});
+
 describe('the settings', () => {
   test('stop the start with all their faults, a line each', async () => {
     const { code, stdout, stderr } = await runCli(['serve'], {
@@ -187,6 +206,23 @@ describe('the settings', () => {
       environmentFor(database, { PORT: String(port), ADMIN_KEY_FILE: join(folder, 'key') }),
     );
     expectOneLine(result, new RegExp(`Port ${port} on 127.0.0.1 is taken. Set PORT`));
+  });
+
+  test.each([
+    ['is not there', undefined],
+    ['is no JSON', 'keys'],
+    ['has no key that GitHub could sign with', '{"public_keys": []}'],
+  ])('that name a file of keys which %s stop the start with one line, and make no key', async (_, text) => {
+    const database = await databaseOfTest();
+    const folder = await folderOfTest();
+    const file = join(folder, 'github.json');
+    if (text !== undefined) await writeFile(file, text);
+    const settings = { GITHUB_KEYS_FILE: file, ADMIN_KEY_FILE: join(folder, 'key') };
+    expectOneLine(
+      await runCli(['serve'], environmentFor(database, settings)),
+      /GITHUB_KEYS_FILE cannot be read/,
+    );
+    expect(await database.query('SELECT FROM api_keys')).toEqual([]);
   });
 
   test('that name a host which is not here stop the start with one line', async () => {

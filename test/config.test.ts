@@ -91,6 +91,23 @@ const CASES: Readonly<Record<string, { accepted: readonly string[]; refused: rea
   CALLER_RATE_LIMIT: { accepted: ['1', '1000000000', 'off'], refused: ['0', '1000000001', '-1'] },
   INTROSPECT_RATE_LIMIT: { accepted: ['1', '1000000000', 'off'], refused: ['0', '1000000001'] },
   FAILED_AUTH_RATE_LIMIT: { accepted: ['1', '1000000000', 'off'], refused: ['0', '1000000001'] },
+  GITHUB_KEYS_URL: {
+    accepted: [
+      'https://api.github.com/meta/public_keys/secret_scanning',
+      'http://127.0.0.1:9000/keys',
+      'http://[::1]/',
+      'http://localhost/keys',
+    ],
+    refused: [
+      'http://api.github.com/meta/public_keys/secret_scanning',
+      'http://127.0.0.1.example.com/',
+      'http://localhost.example.com/',
+      'https://',
+      'api.github.com',
+      'on',
+    ],
+  },
+  GITHUB_KEYS_FILE: { accepted: ['/etc/claviger/github.json'], refused: [] },
   TRUSTED_PROXY_CIDRS: {
     accepted: ['10.0.0.0/8', '::1', '10.0.0.0/8, 2001:db8::/32'],
     refused: ['10.0.0.0/33', 'proxy.example', '10.0.0.0/8;::1'],

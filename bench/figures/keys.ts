@@ -135,6 +135,11 @@ export async function fillWithKeys(
   await query('CHECKPOINT');
 }
 
+/** Strings with a good tag that name these keys, and have another secret than their tokens. */
+export function forgedTokens(keys: readonly MintedKey[]): string[] {
+  return keys.map(({ id }) => mint.mint({ prefix: 'ck', environment: 'live', id }));
+}
+
 /** Tokens of the right form and checksum that another deployment minted. */
 export function unmintedTokens(count: number): string[] {
   const other = createTokenMint(

@@ -49,7 +49,7 @@ type Query = <Row extends Record<string, unknown>>(sql: string) => Promise<Row[]
 const TOLD_WITHIN_MS = 11_000;
 
 /** What PostgreSQL counted. */
-async function countStatements(query: Query): Promise<{ reads: number; transactions: number }> {
+export async function countStatements(query: Query): Promise<{ reads: number; transactions: number }> {
   await new Promise((resolve) => setTimeout(resolve, TOLD_WITHIN_MS));
   const [row] = await query<{ reads: string; transactions: string }>(
     `SELECT (SELECT sum(seq_scan + coalesce(idx_scan, 0)) FROM pg_stat_user_tables

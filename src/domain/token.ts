@@ -12,7 +12,8 @@ const ID_LENGTH = 22;
 const SECRET_LENGTH = 27;
 const TAG_LENGTH = 11;
 const CHECKSUM_LENGTH = 6;
-const BODY_LENGTH = ID_LENGTH + SECRET_LENGTH + TAG_LENGTH + CHECKSUM_LENGTH;
+/** What stands behind the two labels. */
+export const BODY_LENGTH = ID_LENGTH + SECRET_LENGTH + TAG_LENGTH + CHECKSUM_LENGTH;
 const ID_BYTES = 16;
 const TAG_BYTES = 8;
 

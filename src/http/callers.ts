@@ -36,6 +36,8 @@ export interface Callers {
       readonly read?: (rawHeaders: readonly string[]) => Credential;
     },
   ): void;
+  /** Registers routes that ask for no service key: each address may send them as many requests as it may fail elsewhere. */
+  strangers(routes: (scope: FastifyInstance) => void): void;
   /**
    * Counts a request to an unknown route against its address, and throws `rate_limited` where there were too many;
    * not for a valid service key, which is never refused for what others at its address did.
@@ -76,14 +78,13 @@ export function createCallers(
     management: byCaller(limits.callerPerMinute),
     introspection: byCaller(limits.introspectPerMinute),
   };
-  const failures =
-    limits.failedPerMinute === null
+  const byAddress = (max: number | null) =>
+    max === null
       ? undefined
-      : app.createRateLimit({
-          max: limits.failedPerMinute,
-          timeWindow: MINUTE_MS,
-          keyGenerator: addressBlockOf,
-        });
+      : app.createRateLimit({ max, timeWindow: MINUTE_MS, keyGenerator: addressBlockOf });
+  const failures = byAddress(limits.failedPerMinute);
+  // Counted apart: neither uses up the other's.
+  const strangers = byAddress(limits.failedPerMinute);
 
   async function countFailure(request: FastifyRequest, reply: FastifyReply): Promise<void> {
     if (failures !== undefined) await spend(failures, request, reply);
@@ -172,6 +173,14 @@ export function createCallers(
     scope(permission, limiter, routes) {
       app.register(async (scope) => {
         guard(scope, { permission, limiter });
+        routes(scope);
+      });
+    },
+    strangers(routes) {
+      app.register(async (scope) => {
+        if (strangers !== undefined) {
+          scope.addHook('onRequest', (request, reply) => spend(strangers, request, reply));
+        }
         routes(scope);
       });
     },

@@ -14,6 +14,8 @@ declare module 'fastify' {
   interface FastifySchema {
     /** The body of a route that parses it itself, so that Fastify does not look for a validator at each request. */
     documentedBody?: unknown;
+    /** The request headers of a route that reads them itself, as JSON Schema. */
+    documentedHeaders?: object;
   }
 }
 
@@ -184,7 +186,7 @@ export function createDocumenter(): Documenter {
   return {
     describeRoute({ schema, url }) {
       const { documentedBody, body = documentedBody, querystring, params, response, ...others } = schema;
-      const { consumes = [JSON_TYPE], idempotent, ...rest } = others;
+      const { consumes = [JSON_TYPE], idempotent, documentedHeaders, ...rest } = others;
       if (rest.hide === true) return { schema: { hide: true }, url };
       if (isZod(body) && z.safeParse(body, undefined).success) optionalBodies.add(rest.operationId ?? '');
       const responses = Object.entries(response ?? {}).map(([status, one]) => [
@@ -198,6 +200,7 @@ export function createDocumenter(): Documenter {
           ...(body === undefined ? {} : { body: { content: describeBody(body, consumes) } }),
           ...(isZod(querystring) ? { querystring: toJsonSchema(querystring, 'input') } : {}),
           ...(idempotent === true ? { headers: IDEMPOTENCY_HEADERS } : {}),
+          ...(documentedHeaders === undefined ? {} : { headers: documentedHeaders }),
           ...(isZod(params) ? { params: toJsonSchema(params, 'input') } : {}),
           response: Object.fromEntries(responses),
         },

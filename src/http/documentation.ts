@@ -33,6 +33,10 @@ const TAGS = [
   { name: 'Scopes', description: 'The scope catalogue: what scopes imply and which routes they grant.' },
   { name: 'Workspaces', description: 'The tenants that own keys.' },
   { name: 'Watching', description: 'What keys were used for, and who changed them.' },
+  {
+    name: 'Leaks',
+    description: 'Report tokens that leaked, and so end their keys. They ask for no service key.',
+  },
   { name: 'Service keys', description: 'The keys that call Claviger itself.' },
   { name: 'Operations', description: 'Probes, for whoever runs it. They ask for no key.' },
 ];

@@ -484,6 +484,31 @@ export const EXAMPLES: Readonly<Record<string, OperationExamples>> = {
       }),
     },
   },
+  reportLeaks: {
+    request: { [JSON_TYPE]: one('A string that was found', { tokens: [EXAMPLE_TOKEN] }) },
+    responses: { 202: one('Received', { success: true, data: { received: 1 } }) },
+  },
+  reportGithubLeaks: {
+    request: {
+      [JSON_TYPE]: one('A match', [
+        {
+          token: EXAMPLE_TOKEN,
+          type: 'claviger_api_key',
+          url: 'https://github.com/octocat/Hello-World/blob/main/config.yml',
+          source: 'content',
+        },
+      ]),
+    },
+    responses: {
+      200: one('Labels', [
+        {
+          token_hash: '2c26b46b68ffc68ff99b453c1d30413413422d706483bfa0f98a5e886266e7ae',
+          token_type: 'claviger_api_key',
+          label: 'true_positive',
+        },
+      ]),
+    },
+  },
   getMe: {
     responses: {
       200: one('A service key', {

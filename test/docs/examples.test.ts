@@ -101,6 +101,10 @@ describe.skipIf(missing.length > 0)('the documented examples', () => {
         answers.push(JSON.parse(line));
       }
       if (output === undefined) return;
+      if (output.language === 'text') {
+        expect(masked(text)).toContain(masked(output.text));
+        return;
+      }
       expect(JSON.parse(masked(text))).toEqual(shapeOf(output.text, expect.anything()));
     },
   );
