@@ -68,8 +68,8 @@ export function registerRevokeRoute(
     const found = await verifier.authenticate(client.token, address);
     if (found.authenticated) return found.caller.keyId === client.id ? { kind: 'service' } : undefined;
     // Also a key that is over: its client may ask again for what was committed and not confirmed.
-    const keyId = await verifier.identifyHolder(client.token);
-    return keyId === client.id ? { kind: 'client', keyId } : undefined;
+    const holder = await verifier.identifyHolder(client.token);
+    return holder?.id === client.id ? { kind: 'client', keyId: holder.id } : undefined;
   }
 
   app.post(
@@ -117,7 +117,7 @@ export function registerRevokeRoute(
 
   async function isForeign(token: string, clientId: KeyId): Promise<boolean> {
     const holder = await verifier.identifyHolder(token);
-    return holder !== undefined && holder !== clientId;
+    return holder !== undefined && holder.id !== clientId;
   }
 }
 

@@ -36,6 +36,18 @@ export interface TokenRevocation {
   revokeAlike(strings: readonly string[], showing: Showing): Promise<void>;
 }
 
+interface Identified {
+  /** The keys, each with its token. */
+  readonly holders: ReadonlyMap<KeyId, string>;
+  readonly allRevoked: boolean;
+  readonly failure: unknown;
+}
+
+interface Repeats {
+  readonly ids: Set<KeyId>;
+  readonly confirmed: Promise<unknown>;
+}
+
 /** A request of many tokens reads their keys together, and yet leaves argon2's queue to others. */
 const PROVED_AT_ONCE = 4;
 /** However many strings come that are no tokens, the database is asked no more often for them than this. */
@@ -53,6 +65,9 @@ export function createTokenRevocation({
   readonly hasher: Pick<SecretHasher, 'isFull'>;
   readonly database: Pick<Database, 'read'>;
 }): TokenRevocation {
+  /** Repeats that wait for their change to begin, and the last one begun or to begin. */
+  let gathering: Repeats | undefined;
+  let confirming: Promise<unknown> = Promise.resolve();
   let look: { readonly at: number; readonly answered: Promise<unknown> } | undefined;
 
   /** Whether the database answers, as of a moment ago. */
@@ -65,32 +80,64 @@ export function createTokenRevocation({
   }
 
   /** The keys of those strings that are tokens, and what kept it from looking at all of them. */
-  async function identify(
-    strings: readonly string[],
-  ): Promise<{ holders: Map<KeyId, string>; failure: unknown }> {
+  async function identify(strings: readonly string[]): Promise<Identified> {
     const holders = new Map<KeyId, string>();
     const waiting = strings.values();
+    let allRevoked = true;
     let failure: unknown;
     const work = async () => {
       for (const token of waiting) {
         if (failure !== undefined) return;
-        const id = await verifier.identifyHolder(token);
-        if (id !== undefined) holders.set(id, token);
+        const holder = await verifier.identifyHolder(token);
+        if (holder === undefined) continue;
+        holders.set(holder.id, token);
+        allRevoked &&= holder.isRevoked;
       }
     };
     const fail = (cause: unknown) => {
       failure ??= cause;
     };
     await Promise.all(Array.from({ length: PROVED_AT_ONCE }, () => work().catch(fail)));
-    return { holders, failure };
+    return { holders, allRevoked, failure };
+  }
+
+  /**
+   * Waits until the revocation of these keys holds on every instance: whoever revoked them may have died half-way. A
+   * revoked token can be shown again for ever, so that there is one such change at a time, for all that gathered.
+   */
+  function confirmAgain(ids: readonly KeyId[]): Promise<unknown> {
+    let batch = gathering;
+    if (batch === undefined || batch.ids.size + ids.length > MAX_KEYS_PER_CHANGE) {
+      const begun = { ids: new Set<KeyId>() };
+      const confirmed = confirming
+        .catch(() => undefined)
+        .then(() => {
+          // Whoever comes from here on needs a change that begins after.
+          if (gathering?.ids === begun.ids) gathering = undefined;
+          return membership.change(async () => ({
+            result: undefined,
+            subject: { kind: 'keys', ids: [...begun.ids] },
+            repeated: true,
+          }));
+        });
+      batch = { ...begun, confirmed };
+      gathering = batch;
+      confirming = confirmed;
+    }
+    for (const id of ids) batch.ids.add(id);
+    return batch.confirmed;
   }
 
   async function revokeTokens(strings: readonly string[], showing: Showing): Promise<ReadonlySet<string>> {
     const distinct = [...new Set(strings)];
     const tokens = new Set<string>();
     for (let start = 0; start < distinct.length; start += MAX_KEYS_PER_CHANGE) {
-      const { holders, failure } = await identify(distinct.slice(start, start + MAX_KEYS_PER_CHANGE));
-      if (holders.size > 0) await membership.change((executor) => revokeHeld(executor, holders, showing));
+      const { holders, allRevoked, failure } = await identify(
+        distinct.slice(start, start + MAX_KEYS_PER_CHANGE),
+      );
+      if (holders.size > 0 && allRevoked) await confirmAgain([...holders.keys()]);
+      else if (holders.size > 0)
+        await membership.change((executor) => revokeHeld(executor, holders, showing));
       if (failure !== undefined) throw failure;
       for (const token of holders.values()) tokens.add(token);
     }

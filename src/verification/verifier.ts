@@ -48,6 +48,12 @@ export type Authorization =
       readonly because: 'invalid' | 'revoked' | 'expired' | 'disabled' | 'address';
     };
 
+/** The key that a token belongs to. */
+export interface Holder {
+  readonly id: KeyId;
+  readonly isRevoked: boolean;
+}
+
 export interface Verifier {
   /**
    * Decides what the holder of `token` may do: a key's own token, or an access token of a key.
@@ -57,10 +63,10 @@ export interface Verifier {
   /** Finds out which service key calls Claviger, from which address. Throws as `verify` does. */
   authenticate(token: string, address: () => string): Soon<Authentication>;
   /**
-   * The id of the key whose token this is, whatever became of the key, a service key too: for whoever may do to it what
-   * its holder may. Proved, but for a revoked key, to which nothing more can be done. Throws as `verify` does.
+   * The key whose token this is, whatever became of the key, a service key too: for whoever may do to it what its holder
+   * may. Proved, but for a revoked key, to which nothing more can be done. Throws as `verify` does.
    */
-  identifyHolder(token: string): Promise<KeyId | undefined>;
+  identifyHolder(token: string): Promise<Holder | undefined>;
   /**
    * Finds out whether a client at this address may be issued access tokens for its key: it shows the key's id and own
    * token. No service key may. Throws as `verify` does.
@@ -251,11 +257,12 @@ export function createVerifier(options: VerifierOptions): Verifier {
       const found = await resolve(token, lease.isLeased());
       if (found === undefined) return undefined;
       const { id } = found.record.key;
-      if (statusOf(found.record.key, found.nowMs) !== 'expired') return id;
+      const status = statusOf(found.record.key, found.nowMs);
+      if (status !== 'expired') return { id, isRevoked: status === 'revoked' };
       // Without a proof so far: that it has expired is told for the tag alone.
       const loaded = await reader.read(id);
       const proof = loaded && (await prove(token, digest('sha256', token, 'binary'), loaded));
-      return proof === undefined ? undefined : id;
+      return proof === undefined ? undefined : { id, isRevoked: false };
     },
 
     async authorizeClient({ id, token }, address) {

@@ -196,6 +196,27 @@ describe('the token of a revoked key', () => {
   });
 });
 
+test('the token of a revoked key, shown over and over, costs a change now and then', async () => {
+  const engine = await joinedEngine(database);
+  const keys = [await engine.createKey(), await engine.createKey()];
+  for (const { key } of keys) await engine.revoke(key.id);
+  const revocation = createTokenRevocation(engine);
+  const changes = engine.count('confirmed');
+  const show = (count: number) =>
+    Promise.all(
+      Array.from({ length: count }, (_, index) =>
+        revocation.revokeTokens([keys[index % 2]?.token ?? ''], SHOWING),
+      ),
+    );
+  const [first] = await Promise.all([show(1), show(200)]);
+  expect(first).toEqual([new Set([keys[0]?.token])]);
+  expect(engine.count('confirmed') - changes).toBeLessThanOrEqual(10);
+  // Each waits for a change that begins after it was shown.
+  await show(1);
+  await show(1);
+  expect(engine.count('confirmed') - changes).toBeGreaterThanOrEqual(3);
+});
+
 describe('many tokens at once', () => {
   test('take one change, and no argon2 where memory or the memo has the proof', async () => {
     const [here, there] = [await joinedEngine(database), await joinedEngine(database)];
