@@ -102,7 +102,7 @@ const CASES: Readonly<Record<string, { accepted: readonly string[]; refused: rea
       'http://api.github.com/meta/public_keys/secret_scanning',
       'http://127.0.0.1.example.com/',
       'http://localhost.example.com/',
-      'https://',
+      'https://[',
       'api.github.com',
       'on',
     ],
