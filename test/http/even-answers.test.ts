@@ -28,7 +28,7 @@ async function answerOf(size: number, workMs: number, { fails = false, earlyBy =
     return 'done';
   });
   const outcome = await answered.catch((error: unknown) => error);
-  return { after: Math.round(clock.now() - startedAt), outcome };
+  return { after: Math.floor(clock.now() - startedAt), outcome };
 }
 
 describe('an even answer', () => {
