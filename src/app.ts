@@ -176,7 +176,7 @@ export async function buildApp(dependencies: AppDependencies): Promise<FastifyIn
     return dependencies.issuerAt(typeof bound === 'object' ? bound?.port : undefined);
   };
   registerOAuthScope(app, { urls: [TOKEN_URL, INTROSPECT_URL, REVOKE_URL], logger }, (scope) => {
-    const { accessTokens, tokenRevocation } = dependencies;
+    const { accessTokens } = dependencies;
     registerTokenRoute(scope, { callers, accessTokens, issuer });
     registerRevokeRoute(scope, { callers, verifier, accessTokens, tokenRevocation });
     registerOAuthIntrospectRoute(scope, { callers, verifier, recorder });
