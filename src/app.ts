@@ -6,7 +6,6 @@ import { serializerCompiler } from 'fastify-type-provider-zod';
 import type { Logger } from 'pino';
 import { Failure } from './domain/errors.ts';
 import type { SignalThresholds } from './domain/signal.ts';
-import { addressOf } from './http/address.ts';
 import { registerAuditRoutes } from './http/audit-events.ts';
 import { registerJsonBody } from './http/body.ts';
 import { type CallerLimits, createCallers } from './http/callers.ts';
@@ -33,6 +32,7 @@ import { registerRequestLogRoutes } from './http/request-logs.ts';
 import { registerRotationRoute } from './http/rotation.ts';
 import { registerScopeRoutes } from './http/scopes.ts';
 import { registerSignalRoutes } from './http/signals.ts';
+import { followTraffic, type TrafficObserver } from './http/traffic.ts';
 import { registerUsageRoutes } from './http/usage.ts';
 import { validatorCompiler } from './http/validation.ts';
 import { registerWorkspaceRoutes } from './http/workspaces.ts';
@@ -77,6 +77,8 @@ export interface AppDependencies {
   readonly metrics: MetricsSource | undefined;
   /** A certificate and its key, to serve HTTPS. Without: plain HTTP. */
   readonly tls?: SecureContextOptions;
+  /** Told of requests; `undefined`: nobody is. */
+  readonly traffic: TrafficObserver | undefined;
   /** Once true, each answer asks the client to use another connection. */
   isClosing(): boolean;
 }
@@ -105,12 +107,17 @@ export async function buildApp(dependencies: AppDependencies): Promise<FastifyIn
     githubKeys,
     logger,
     tls,
+    traffic,
     isClosing,
   } = dependencies;
-  const handleError = createErrorHandler(logger);
+  const answerProblem: typeof sendProblem = (request, reply, failure) => {
+    traffic?.problem(failure.code);
+    return sendProblem(request, reply, failure);
+  };
+  const handleError = createErrorHandler(logger, answerProblem);
   const app: FastifyInstance = Fastify<Server>({
-    // Two lines of ours tell of requests, below and in problem.ts. Fastify's own would hold the URL, and so whatever a
-    // client put there; and with a logger it listens for the end of every response, whether or not that is logged.
+    // Two lines of ours tell of requests, in traffic.ts and in problem.ts. Fastify's own would hold the URL, and so
+    // whatever a client put there; and with a logger it listens for the end of every response, logged or not.
     logger: false,
     bodyLimit: BODY_LIMIT_BYTES,
     requestTimeout: REQUEST_TIMEOUT_MS,
@@ -125,17 +132,20 @@ export async function buildApp(dependencies: AppDependencies): Promise<FastifyIn
       : { https: { ...HTTP_OPTIONS, ...tls, handshakeTimeout: REQUEST_TIMEOUT_MS } }),
     clientErrorHandler: (error, socket) => refuseBytes(error, socket),
     frameworkErrors: (error, request, reply) => {
+      follow(request, reply);
       setCommonHeaders(request.id, reply);
       handleError(error, request, reply);
     },
   });
-  const refuseBytes = guardConnections(app.server);
+  const refuseBytes = guardConnections(app.server, traffic);
+  const follow = followTraffic(app, { logger, observer: traffic });
 
   app.setValidatorCompiler(validatorCompiler);
   app.setSerializerCompiler(serializerCompiler);
   app.setErrorHandler(handleError);
   registerJsonBody(app);
   app.addHook('onRequest', (request, reply, done) => {
+    follow(request, reply);
     setCommonHeaders(request.id, reply);
     if (isClosing()) reply.header('connection', 'close');
     const badHost = faultOfHost(request.raw);
@@ -144,18 +154,12 @@ export async function buildApp(dependencies: AppDependencies): Promise<FastifyIn
     else if (request.is404) answerUnknownRoute(request, reply).catch(done);
     else done();
   });
-  if (logger.isLevelEnabled('info')) {
-    app.addHook('onResponse', (request, reply, done) => {
-      logger.info(lineOf(request, reply), 'answered');
-      done();
-    });
-  }
 
   await app.register(rateLimit, { global: false });
   const callers = createCallers(app, { verifier, recorder }, dependencies.limits);
   const answerUnknownRoute = async (request: FastifyRequest, reply: FastifyReply): Promise<FastifyReply> => {
     await callers.countUnknownRoute(request, reply);
-    return sendProblem(request, reply, new Failure('not_found', 'There is no such route.'));
+    return answerProblem(request, reply, new Failure('not_found', 'There is no such route.'));
   };
   app.setNotFoundHandler(answerUnknownRoute);
 
@@ -188,19 +192,6 @@ export async function buildApp(dependencies: AppDependencies): Promise<FastifyIn
   if (dependencies.metrics !== undefined) registerMetricsRoute(app, dependencies.metrics);
   registerDocumentation(app);
   return app;
-}
-
-/** What the log tells of a request: its route, never its URL. */
-function lineOf(request: FastifyRequest, reply: FastifyReply): object {
-  return {
-    request_id: request.id,
-    method: request.method,
-    route: request.routeOptions.url ?? null,
-    status: reply.statusCode,
-    duration_ms: Math.round(reply.elapsedTime * 1000) / 1000,
-    caller: request.caller?.keyId ?? null,
-    address: addressOf(request),
-  };
 }
 
 /** RFC 9112 §3.2: one Host. Where there are two, a proxy before us may have gone by the other. */

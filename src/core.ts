@@ -6,7 +6,12 @@ import type { SignalThresholds } from './domain/signal.ts';
 import { createTokenMint } from './domain/token.ts';
 import { openEmbeddedPostgres } from './embedded-postgres.ts';
 import { type AccessTokenLifecycle, createAccessTokenLifecycle } from './lifecycle/access-tokens.ts';
-import { createIdempotency, type Idempotency } from './lifecycle/idempotency.ts';
+import {
+  createIdempotency,
+  type Idempotency,
+  type IdempotencyObserver,
+  UNOBSERVED_IDEMPOTENCY,
+} from './lifecycle/idempotency.ts';
 import { createKeyLifecycle, type KeyLifecycle } from './lifecycle/keys.ts';
 import { createScopeLifecycle, type ScopeLifecycle } from './lifecycle/scopes.ts';
 import { createTokenRevocation, type TokenRevocation } from './lifecycle/token-revocation.ts';
@@ -18,7 +23,14 @@ import { createRequestLog, forgetOldAddresses, type RequestLogKeeper } from './r
 import { createUpkeep, type KeptTable } from './recording/upkeep.ts';
 import { createUsageKeeper, type UsageKeeper } from './recording/usage.ts';
 import { type Connection, connectionTo, unreachable } from './storage/connection.ts';
-import { createDatabase, type Database, StorageError } from './storage/database.ts';
+import {
+  createDatabase,
+  type Database,
+  type DatabaseObserver,
+  type PooledDatabase,
+  StorageError,
+  UNOBSERVED_DATABASE,
+} from './storage/database.ts';
 import { countUncoveredSecrets, storeSecret } from './storage/key-secrets.ts';
 import { readDatabaseTime } from './storage/keys.ts';
 import { migrateDatabase } from './storage/migrations.ts';
@@ -26,7 +38,7 @@ import { PARTITIONED_TABLES } from './storage/partitions.ts';
 import { exchangeQuota, openCounters } from './storage/rate-windows.ts';
 import { forgetExpiredTokens } from './storage/revoked-tokens.ts';
 import { loadCatalogue } from './storage/scopes.ts';
-import { createCatalogueCache } from './verification/catalogue-cache.ts';
+import { type CatalogueCache, createCatalogueCache } from './verification/catalogue-cache.ts';
 import { createCounterSweep } from './verification/counter-sweep.ts';
 import {
   type BrokenRule,
@@ -51,9 +63,10 @@ export class StartError extends Error {
 
 /** All that stands between the settings and the HTTP service. */
 export interface Core {
-  readonly database: Database;
+  readonly database: PooledDatabase;
   readonly membership: Membership;
   readonly cache: RecordCache<Resolved>;
+  readonly catalogues: CatalogueCache;
   readonly hasher: SecretHasher;
   readonly verifier: Verifier;
   readonly lifecycle: KeyLifecycle;
@@ -78,6 +91,21 @@ export interface Core {
 /** How long the recorder may take at the end, where nobody said otherwise. */
 const FLUSH_WITHIN_MS = 2_000;
 
+/** Who is told of what happens. */
+export interface CoreObservers {
+  readonly engine: EngineObserver;
+  readonly recording: RecordingObserver;
+  readonly database: DatabaseObserver;
+  readonly idempotency: IdempotencyObserver;
+}
+
+const NOBODY: CoreObservers = {
+  engine: UNOBSERVED,
+  recording: UNOBSERVED_RECORDING,
+  database: UNOBSERVED_DATABASE,
+  idempotency: UNOBSERVED_IDEMPOTENCY,
+};
+
 export interface CoreOptions {
   /**
    * `service` joins the instances that answer from memory. `visitor` is a command that runs beside a service: it
@@ -85,8 +113,7 @@ export interface CoreOptions {
    */
   readonly role: 'service' | 'visitor';
   report(event: { readonly message: string; readonly cause?: unknown }): void;
-  readonly observer?: EngineObserver;
-  readonly recordingObserver?: RecordingObserver;
+  readonly observers?: CoreObservers;
   /** Rules that a test switches off, to see that it notices. */
   readonly broken?: ReadonlySet<BrokenRule>;
 }
@@ -120,14 +147,9 @@ export async function openCore(config: Config, options: CoreOptions): Promise<Co
 async function assemble(
   config: Config,
   { url, secrets: [newest, ...older] }: { url: string; secrets: readonly [string, ...string[]] },
-  {
-    role,
-    report,
-    observer = UNOBSERVED,
-    recordingObserver = UNOBSERVED_RECORDING,
-    broken = new Set(),
-  }: CoreOptions,
+  { role, report, observers = NOBODY, broken = new Set() }: CoreOptions,
 ): Promise<Omit<Core, 'movedTo'>> {
+  const observer = observers.engine;
   const listenUrl = config.DATABASE_LISTEN_URL ?? url;
   const listenSetting = config.DATABASE_LISTEN_URL === undefined ? 'DATABASE_URL' : 'DATABASE_LISTEN_URL';
   await migrateDatabase(listenUrl, listenSetting);
@@ -136,6 +158,7 @@ async function assemble(
     poolSize: config.DATABASE_POOL_SIZE,
     applicationName: 'claviger',
     onConnectionLost: (cause) => report({ message: 'an idle database connection was lost', cause }),
+    observer: observers.database,
   });
   const cache = createRecordCache<Resolved>({ capacity: config.CACHED_KEYS, broken });
   const catalogues = createCatalogueCache({
@@ -168,21 +191,21 @@ async function assemble(
   const usage = createUsageKeeper({
     database,
     growth: thresholds.growth,
-    observer: recordingObserver,
+    observer: observers.recording,
     report,
   });
   const upkeep = createUpkeep({
     database,
     tables: keptTables(config),
     chores: [createCounterSweep(), forgetOldAddresses, createSignalSweep(thresholds), forgetExpiredTokens],
-    observer: recordingObserver,
+    observer: observers.recording,
     report,
   });
   const requestLog = createRequestLog({
     database,
     sample: config.REQUEST_LOG_SAMPLE,
     perSecond: config.REQUEST_LOG_PER_SECOND,
-    observer: recordingObserver,
+    observer: observers.recording,
     report,
     wrote: upkeep.wrote,
   });
@@ -270,6 +293,7 @@ async function assemble(
     idempotency = createIdempotency({
       database,
       secrets: [answerSecret(minting), ...former.map(answerSecret)],
+      observer: observers.idempotency,
     });
     if (role === 'service') {
       await signingKeys.start();
@@ -281,6 +305,7 @@ async function assemble(
       database,
       membership,
       cache,
+      catalogues,
       hasher,
       verifier,
       lifecycle,

@@ -34,6 +34,7 @@ async function withApp<T>(look: (app: FastifyInstance) => T): Promise<T> {
     readiness: unused(),
     ...appSettings(readConfig({})),
     metrics: unused(),
+    traffic: undefined,
     isClosing: () => false,
   });
   try {

@@ -110,6 +110,7 @@ export function appDependencies(
     },
     ...appSettings(config),
     metrics: config.METRICS_ENABLED ? metrics : undefined,
+    traffic: config.METRICS_ENABLED ? metrics.traffic : undefined,
     isClosing: () => phase.closing,
   };
 }
@@ -138,15 +139,14 @@ export async function serve(config: Config, options: Pick<CoreOptions, 'broken'>
   const { TLS_CERT_FILE: certFile, TLS_KEY_FILE: keyFile } = config;
   const files = certFile === undefined || keyFile === undefined ? undefined : { certFile, keyFile };
   const tls = files && readCertificate(files).context;
-  const metrics = createMetrics();
+  const metrics = createMetrics(readVersion());
   const core = await openCore(config, {
     role: 'service',
     report: reporterOf(logger),
-    observer: metrics.observer,
-    recordingObserver: metrics.recordingObserver,
+    observers: metrics.observers,
     ...options,
   });
-  metrics.watch(core);
+  metrics.watch(core, config);
   const phase: Phase = { draining: false, closing: false };
   let app: FastifyInstance | undefined;
   let connections: ReadonlySet<net.Socket>;
@@ -157,6 +157,7 @@ export async function serve(config: Config, options: Pick<CoreOptions, 'broken'>
     firstAdmin = await makeFirstAdmin(core.lifecycle, config);
     app = await buildApp({ ...dependencies, ...(tls && { tls }) });
     connections = watchConnections(app.server);
+    metrics.watchConnections(connections);
     await listen(app, config);
   } catch (error) {
     await app?.close();

@@ -4,6 +4,7 @@ import { TLSSocket } from 'node:tls';
 import { Failure } from '../domain/errors.ts';
 import { problemText } from './problem.ts';
 import { newRequestId } from './request-id.ts';
+import type { TrafficObserver } from './traffic.ts';
 
 /*
  * What Node would answer by itself, or not at all, is answered here with a problem: bytes that are no HTTP request,
@@ -20,8 +21,11 @@ interface Latest {
   before: ServerResponse | undefined;
 }
 
-/** Watches over the connections of a server; answers its handler of `clientError`. */
-export function guardConnections(server: Server): (error: Error, socket: Duplex) => void {
+/** Watches over the connections of a server; answers its handler of `clientError`. `observer` is told of refusals. */
+export function guardConnections(
+  server: Server,
+  observer: Pick<TrafficObserver, 'problem'> | undefined,
+): (error: Error, socket: Duplex) => void {
   const latest = new WeakMap<Duplex, Latest>();
   const refused = new WeakSet<Duplex>();
   const secured = new WeakSet<Duplex>();
@@ -29,6 +33,7 @@ export function guardConnections(server: Server): (error: Error, socket: Duplex)
   function refuse(socket: Duplex, failure: Failure): void {
     if (refused.has(socket)) return;
     refused.add(socket);
+    observer?.problem(failure.code);
     const last = latest.get(socket);
     if (last === undefined || last.request.complete) {
       after(last?.response, () => end(socket, failure));

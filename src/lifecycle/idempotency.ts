@@ -61,12 +61,24 @@ export interface Idempotency {
   start(): void;
   /** Begins nothing more; what is under way ends with the database's pool. */
   stop(): void;
+  /** Requests with a key that this instance is at work on. */
+  working(): number;
 }
+
+/** What became of requests with an Idempotency-Key that were not refused; metrics are made of it. */
+export interface IdempotencyObserver {
+  /** It was done, or an answer was kept and given again. */
+  settled(as: 'done' | 'replayed'): void;
+}
+
+/** For whom nobody watches. */
+export const UNOBSERVED_IDEMPOTENCY: IdempotencyObserver = { settled: () => undefined };
 
 export interface IdempotencyOptions {
   readonly database: Database;
   /** Keys derived from each value of `KEY_SECRET`, newest first: the first seals, all open. */
   readonly secrets: readonly [AnswerSecret, ...AnswerSecret[]];
+  readonly observer?: IdempotencyObserver;
 }
 
 export interface AnswerSecret {
@@ -80,7 +92,11 @@ const DELETED_PER_STATEMENT = 500;
 /** SHA-256 as base64url: what an answer begins with is the digest of its request. */
 const DIGEST_LENGTH = 43;
 
-export function createIdempotency({ database, secrets }: IdempotencyOptions): Idempotency {
+export function createIdempotency({
+  database,
+  secrets,
+  observer = UNOBSERVED_IDEMPOTENCY,
+}: IdempotencyOptions): Idempotency {
   const [newest] = secrets;
   /** What this process is at work on, by the newest MAC. Bounded by how many requests are under way. */
   const working = new Set<string>();
@@ -135,12 +151,18 @@ export function createIdempotency({ database, secrets }: IdempotencyOptions): Id
         ...former.map(({ lookup }) => lookupMac(lookup, request)),
       ] as const;
       const kept = await database.read((executor) => findSealedAnswer(executor, macs));
-      if (kept !== undefined) return again(openKept(request, kept));
+      if (kept !== undefined) {
+        const repeated = await again(openKept(request, kept));
+        observer.settled('replayed');
+        return repeated;
+      }
       const name = macs[0].toString('base64url');
       if (working.has(name)) throw inFlight();
       working.add(name);
       try {
-        return await first(attemptAt(request, macs));
+        const done = await first(attemptAt(request, macs));
+        observer.settled('done');
+        return done;
       } finally {
         working.delete(name);
       }
@@ -156,6 +178,8 @@ export function createIdempotency({ database, secrets }: IdempotencyOptions): Id
       clearInterval(timer);
       timer = undefined;
     },
+
+    working: () => working.size,
   };
 }
 

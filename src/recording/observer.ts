@@ -29,6 +29,8 @@ export interface UpkeepObserver {
   partitionsDropped(count: number): void;
   /** A step of upkeep failed, and is tried again. */
   upkeepFailed(): void;
+  /** A run of upkeep left nothing undone. */
+  upkeepDone(): void;
 }
 
 /** What the recorder tells of itself as it happens; metrics are made of it. Every call is cheap and throws nothing. */
@@ -45,4 +47,5 @@ export const UNOBSERVED_RECORDING: RecordingObserver = {
   partitionsMade: () => undefined,
   partitionsDropped: () => undefined,
   upkeepFailed: () => undefined,
+  upkeepDone: () => undefined,
 };

@@ -45,6 +45,8 @@ export interface RequestLogOptions {
 export interface RequestLogKeeper extends Keeper {
   /** Entries in memory, those in flight among them. */
   waiting(): number;
+  /** Pairs of key and address that memory knows to be noted. */
+  readonly knownAddresses: number;
 }
 
 const DAY_MS = 86_400_000;
@@ -225,6 +227,9 @@ export function createRequestLog(options: RequestLogOptions): RequestLogKeeper {
     },
 
     waiting: () => waiting.length + (inFlight?.length ?? 0),
+    get knownAddresses() {
+      return known.size;
+    },
 
     async close(withinMs) {
       isClosed = true;

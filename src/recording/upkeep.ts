@@ -115,6 +115,7 @@ export function createUpkeep(options: UpkeepOptions): Upkeep {
       from: Math.max(...spans.map(({ from }) => from)),
       to: Math.min(...spans.map(({ to }) => to)),
     };
+    if (isDone) observer.upkeepDone();
     return isDone;
   }
 

@@ -50,6 +50,8 @@ export interface UsageOptions {
 export interface UsageKeeper extends Keeper {
   /** Tallies in memory, those in flight among them. */
   pending(): number;
+  /** For how long the oldest of them has waited, in milliseconds; 0 where there are none. */
+  lagMs(): number;
 }
 
 const HOUR_MS = 3_600_000;
@@ -101,6 +103,9 @@ export function createUsageKeeper(options: UsageOptions): UsageKeeper {
   let currentHour = Number.NaN;
   let current = new Map<KeyId, Tally>();
   let gathering = 0;
+  /** Since when tallies gather, and since when those in flight did; monotonic. */
+  let gatheringSince: number | undefined;
+  let inFlightSince: number | undefined;
   const callers = new Map<KeyId, KeyUse>();
   let inFlight: Batch | undefined;
   let sequence = 0;
@@ -125,6 +130,7 @@ export function createUsageKeeper(options: UsageOptions): UsageKeeper {
     };
     current.set(key.id, tally);
     gathering++;
+    gatheringSince ??= performance.now();
     schedule(FLUSH_EVERY_MS);
     return tally;
   }
@@ -166,6 +172,7 @@ export function createUsageKeeper(options: UsageOptions): UsageKeeper {
         tallies -= inFlight.tallies;
         await write(inFlight);
         inFlight = undefined;
+        inFlightSince = undefined;
       } while (tallies > 0);
     } catch (cause) {
       observer.usageFlushFailed();
@@ -196,6 +203,8 @@ export function createUsageKeeper(options: UsageOptions): UsageKeeper {
       if (ofHour.size === 0 && ofHour !== current) hours.delete(hour);
     }
     gathering -= tallies;
+    inFlightSince = gatheringSince;
+    if (gathering === 0) gatheringSince = undefined;
     sequence += 1;
     return { sequence, tallies, counts, uses };
   }
@@ -264,6 +273,11 @@ export function createUsageKeeper(options: UsageOptions): UsageKeeper {
       ),
 
     pending: () => gathering + (inFlight?.tallies ?? 0),
+
+    lagMs() {
+      const since = inFlightSince ?? gatheringSince;
+      return since === undefined ? 0 : performance.now() - since;
+    },
 
     async close(withinMs) {
       closed = true;

@@ -3,6 +3,7 @@ import { drizzle, type NodePgDatabase } from 'drizzle-orm/node-postgres';
 import pg from 'pg';
 import { Failure } from '../domain/errors.ts';
 import { connectionTo } from './connection.ts';
+import { ObservedPool, type PoolObserver } from './pool.ts';
 
 /** Runs statements: the pool, or one transaction. Functions of storage/ take it as their first argument. */
 export type Executor = NodePgDatabase;
@@ -16,12 +17,34 @@ export interface Database {
   close(): Promise<void>;
 }
 
+/** A database, and how busy its connections are. */
+export interface PooledDatabase extends Database {
+  /** Connections there are and may be, those that nobody uses, and who waits for one. */
+  load(): { readonly open: number; readonly idle: number; readonly most: number; readonly waiting: number };
+}
+
+/** What the database tells of itself as it happens; metrics are made of it. Every call is cheap and throws nothing. */
+export interface DatabaseObserver extends PoolObserver {
+  /** A read or a transaction is over, its wait for a connection included. */
+  ran(kind: 'read' | 'transaction', tookMs: number): void;
+  /** It failed: the database could not be reached or is in trouble, or it refused the statement. */
+  failed(because: 'unavailable' | 'refused'): void;
+}
+
+/** For whom nobody watches. */
+export const UNOBSERVED_DATABASE: DatabaseObserver = {
+  connected: () => undefined,
+  ran: () => undefined,
+  failed: () => undefined,
+};
+
 export interface DatabaseOptions {
   readonly url: string;
   readonly poolSize: number;
   readonly applicationName: string;
   /** Told of faults of idle connections, which no request waits for. */
   onConnectionLost(fault: StorageError): void;
+  readonly observer?: DatabaseObserver;
 }
 
 /** Waiting longer than this for a connection is a database that cannot be reached. */
@@ -58,18 +81,22 @@ export class StorageError extends Error {
   }
 }
 
-export function createDatabase(options: DatabaseOptions): Database {
+export function createDatabase(options: DatabaseOptions): PooledDatabase {
+  const { observer = UNOBSERVED_DATABASE } = options;
   const { application_name = options.applicationName, ...config } = connectionTo(options.url).config;
-  const pool = new pg.Pool({
-    ...config,
-    max: options.poolSize,
-    application_name,
-    connectionTimeoutMillis: CONNECT_TIMEOUT_MS,
-    query_timeout: STATEMENT_TIMEOUT_MS,
-    keepAlive: true,
-    // Statements of one transaction that do not wait for each other share a round trip.
-    pipeline: true,
-  });
+  const pool = new ObservedPool(
+    {
+      ...config,
+      max: options.poolSize,
+      application_name,
+      connectionTimeoutMillis: CONNECT_TIMEOUT_MS,
+      query_timeout: STATEMENT_TIMEOUT_MS,
+      keepAlive: true,
+      // Statements of one transaction that do not wait for each other share a round trip.
+      pipeline: true,
+    },
+    observer,
+  );
   // Without a listener the loss of an idle connection would end the process; the pool has dropped it already.
   pool.on('error', (error) => options.onConnectionLost(new StorageError(error)));
   // The same while it is checked out, from its first moment on: the pool's own listener is gone before we get it.
@@ -87,34 +114,54 @@ export function createDatabase(options: DatabaseOptions): Database {
     return found;
   }
 
+  async function inTransaction<T>(run: (executor: Executor) => Promise<T>): Promise<T> {
+    const client = await pool.connect().catch(rethrow);
+    let trusted = false;
+    try {
+      // One round trip. SET LOCAL rather than start-up parameters: a transaction pooler passes it on.
+      await client
+        .query(
+          `BEGIN; SET LOCAL synchronous_commit = on; SET LOCAL statement_timeout = ${STATEMENT_TIMEOUT_MS}; SET LOCAL idle_in_transaction_session_timeout = ${SILENCE_TIMEOUT_MS}`,
+        )
+        .catch(rethrow);
+      const result = await run(executorOf(client));
+      await client.query('COMMIT').catch(rethrow);
+      trusted = true;
+      return result;
+    } catch (error) {
+      trusted = await client.query(ROLLBACK).then(
+        () => true,
+        () => false,
+      );
+      return rethrowQuery(error);
+    } finally {
+      client.release(!trusted);
+    }
+  }
+
+  async function observed<T>(kind: 'read' | 'transaction', work: Promise<T>): Promise<T> {
+    const startedAt = performance.now();
+    try {
+      return await work;
+    } catch (error) {
+      if (error instanceof StorageError) observer.failed('refused');
+      else if (error instanceof Failure && error.cause instanceof StorageError)
+        observer.failed('unavailable');
+      throw error;
+    } finally {
+      observer.ran(kind, performance.now() - startedAt);
+    }
+  }
+
   return {
-    read: (run) => run(executor).catch(rethrowQuery),
-
-    async transaction(run) {
-      const client = await pool.connect().catch(rethrow);
-      let trusted = false;
-      try {
-        // One round trip. SET LOCAL rather than start-up parameters: a transaction pooler passes it on.
-        await client
-          .query(
-            `BEGIN; SET LOCAL synchronous_commit = on; SET LOCAL statement_timeout = ${STATEMENT_TIMEOUT_MS}; SET LOCAL idle_in_transaction_session_timeout = ${SILENCE_TIMEOUT_MS}`,
-          )
-          .catch(rethrow);
-        const result = await run(executorOf(client));
-        await client.query('COMMIT').catch(rethrow);
-        trusted = true;
-        return result;
-      } catch (error) {
-        trusted = await client.query(ROLLBACK).then(
-          () => true,
-          () => false,
-        );
-        return rethrowQuery(error);
-      } finally {
-        client.release(!trusted);
-      }
-    },
-
+    read: (run) => observed('read', run(executor).catch(rethrowQuery)),
+    transaction: (run) => observed('transaction', inTransaction(run)),
+    load: () => ({
+      open: pool.totalCount,
+      idle: pool.idleCount,
+      most: options.poolSize,
+      waiting: pool.waitingCount,
+    }),
     close: () => pool.end(),
   };
 }

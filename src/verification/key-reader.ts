@@ -10,6 +10,8 @@ import { type LoadedKey, loadKeys } from '../storage/keys.ts';
  */
 export interface KeyReader {
   read(id: KeyId): Promise<LoadedKey | undefined>;
+  /** Reads that are not sent yet. */
+  waiting(): number;
 }
 
 interface Waiting {
@@ -61,5 +63,6 @@ export function createKeyReader(database: Pick<Database, 'read'>): KeyReader {
         waiting.push({ id, resolve, reject });
         schedule();
       }),
+    waiting: () => waiting.length,
   };
 }

@@ -77,6 +77,8 @@ export interface Membership {
   now(): number | undefined;
   /** Milliseconds since the lease was last renewed; `undefined` outside. */
   leaseAgeMs(): number | undefined;
+  /** Changes that are being made or wait for other instances. */
+  changesWaiting(): number;
   /**
    * Runs a change in a transaction, and resolves when no instance answers by the old state any more.
    * @throws Failure `unavailable`, `committed; repeat to confirm`, where that cannot be told.
@@ -347,6 +349,7 @@ export function createMembership(options: MembershipOptions): Membership {
       setClock(renewed.databaseMs, sentAt);
       joined.deadline = sentAt + OWN_SHARE * leaseMs;
       joined.renewedAt = sentAt;
+      observer.renewed(monotonic() - sentAt);
       forgetOldAcknowledgements();
     }
   }
@@ -586,6 +589,7 @@ export function createMembership(options: MembershipOptions): Membership {
     isLeased,
     now: () => (clock === undefined ? undefined : clock.databaseMs + (monotonic() - clock.monotonicMs)),
     leaseAgeMs: () => (registration === undefined ? undefined : monotonic() - registration.renewedAt),
+    changesWaiting: () => waiters.size,
 
     async change(runChange) {
       const changeId = randomUUID();

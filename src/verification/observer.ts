@@ -1,7 +1,7 @@
 /** What the engine tells of itself as it happens; metrics are made of it. Every call is cheap and throws nothing. */
 export interface EngineObserver {
-  /** How a request came to its record: from memory, by a read of the database, or refused as not minted here. */
-  lookedUp(way: 'memory' | 'database' | 'unminted'): void;
+  /** How a request came to its record: from memory, by a read of the database or one under way, or not minted here. */
+  lookedUp(way: 'memory' | 'database' | 'joined' | 'unminted'): void;
   /** How a secret was proved after a read: in memory already, by the memo, or by argon2. */
   proved(by: 'memory' | 'memo' | 'argon2'): void;
   /** One argon2 computation, with the time it waited for its slot. */
@@ -14,6 +14,8 @@ export interface EngineObserver {
   fenced(count: number): void;
   /** A change holds on every instance. */
   confirmed(waitedMs: number): void;
+  /** The lease was renewed, by a statement that took so long. */
+  renewed(tookMs: number): void;
   /** This instance registered; the first time, and again whenever it had lost its lease or its listener. */
   registered(): void;
   /** A use was charged to its limits: by what was at hand, by quota that was fetched, or by RATE_LIMIT_ON_OUTAGE. */
@@ -34,6 +36,7 @@ export const UNOBSERVED: EngineObserver = {
   acknowledged: () => undefined,
   fenced: () => undefined,
   confirmed: () => undefined,
+  renewed: () => undefined,
   registered: () => undefined,
   charged: () => undefined,
   exchanged: () => undefined,

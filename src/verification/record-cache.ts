@@ -68,6 +68,10 @@ export interface RecordCache<Outcome> extends Memory {
   /** Keeps what a read and a proof found: the proof in any case, the record if its flight may leave one. */
   store(digest: string, found: Found, flight: Flight<Outcome> | undefined): void;
   readonly size: number;
+  /** Loads under way that may be joined. */
+  readonly loading: number;
+  /** Tokens forgotten for want of room, since the start. */
+  readonly evictions: number;
 }
 
 export interface Found {
@@ -91,10 +95,12 @@ export function createRecordCache<Outcome>({
   const flights = new Map<string, Flight<Outcome>>();
   const sharing = createSharing();
   let epoch = 0;
+  let evictions = 0;
 
   const entries = new LRUCache<string, CacheEntry>({
     max: capacity,
-    dispose: (entry, digest) => {
+    dispose: (entry, digest, reason) => {
+      if (reason === 'evict') evictions++;
       dropRecord(entry);
       if (digests.get(entry.keyId) === digest) digests.delete(entry.keyId);
     },
@@ -215,6 +221,12 @@ export function createRecordCache<Outcome>({
 
     get size() {
       return entries.size;
+    },
+    get loading() {
+      return flights.size;
+    },
+    get evictions() {
+      return evictions;
     },
   };
 }

@@ -18,8 +18,13 @@ export interface SecretHasher {
   isWeak(hash: string): boolean;
   /** Whether one more would be refused now. */
   isFull(): boolean;
-  /** How many computations run and wait now. */
-  load(): { readonly running: number; readonly waiting: number };
+  /** How many computations run and wait now, of how many that may. */
+  load(): {
+    readonly running: number;
+    readonly slots: number;
+    readonly waiting: number;
+    readonly queueLength: number;
+  };
 }
 
 export interface SecretHasherOptions {
@@ -79,7 +84,7 @@ export function createSecretHasher({
     verify: (token, hash) => inSlot(() => argon2.verify(hash, token)),
     isWeak: (hash) => costOf(hash) < wanted.memoryCost * wanted.timeCost,
     isFull: () => running >= slots && waiting.length >= queueLength,
-    load: () => ({ running, waiting: waiting.length }),
+    load: () => ({ running, slots, waiting: waiting.length, queueLength }),
   };
 }
 

@@ -77,6 +77,8 @@ export interface Verifier {
   ): Promise<Authorization>;
   /** Charges one call to the rate limit that a service key was given. Throws as `verify` does. */
   chargeCall(caller: Caller, rateLimit: RateLimit): Soon<Charge>;
+  /** Keys that wait to be read from the database. */
+  readsWaiting(): number;
 }
 
 /** A token's record and the database time (ms) to judge it by; `undefined` for a token that is not genuine. */
@@ -109,7 +111,10 @@ export function createVerifier(options: VerifierOptions): Verifier {
       const held = fromMemory(tokenDigest);
       if (held !== undefined) return held;
       const flight = cache.joinable(tokenDigest);
-      if (flight?.outcome !== undefined) return flight.outcome;
+      if (flight?.outcome !== undefined) {
+        observer.lookedUp('joined');
+        return flight.outcome;
+      }
     }
     const id = mint.identify(token);
     if (id === undefined) {
@@ -291,6 +296,8 @@ export function createVerifier(options: VerifierOptions): Verifier {
         leased: lease.isLeased(),
         nowMs: now,
       }),
+
+    readsWaiting: reader.waiting,
   };
 }
 

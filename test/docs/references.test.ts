@@ -35,7 +35,7 @@ describe.each(documents)('%s', async (document) => {
 
   test('has no example that no test knows how to run', async () => {
     for (const { language, where, place } of await readBlocks(document)) {
-      expect(['sh', 'json', 'text', 'ts', 'mermaid'], place).toContain(language);
+      expect(['sh', 'json', 'text', 'ts', 'yaml', 'mermaid'], place).toContain(language);
       expect(['', 'setup', 'docker', 'own-postgres'], place).toContain(where);
     }
   });

@@ -85,6 +85,99 @@ test('metrics name no key, no workspace and no token', async () => {
   expect(text).not.toContain(token.slice(8, 28));
 });
 
+test('requests are counted and timed by route, method and status', async () => {
+  const app = await appOfTest();
+  const { id } = await app.createKey();
+  await app.get(`/v1/api-keys/${id}`);
+  // Its answer has a content type and no body, which the client would look at.
+  await app.app.inject({
+    method: 'HEAD',
+    url: `/v1/api-keys/${id}`,
+    headers: { 'x-api-key': app.adminToken },
+  });
+  await app.get(`/v1/api-keys/key_00000000000000000000000000`);
+  await app.get('/v1/nowhere');
+  await app.get('/v1/api-keys/%zz');
+  const metrics = await readMetrics(app);
+  const requests = (method: string, route: string, status: string) =>
+    metrics.get(`claviger_http_requests_total{method="${method}",route="${route}",status="${status}"}`);
+  expect(requests('POST', '/v1/api-keys', '201')).toBe(1);
+  expect(requests('GET', '/v1/api-keys/:id', '200')).toBe(2);
+  expect(requests('GET', '/v1/api-keys/:id', '404')).toBe(1);
+  // What a route has not answered yet is not there, but for the one status that is Claviger's own fault.
+  expect(requests('GET', '/v1/api-keys/:id', '403')).toBeUndefined();
+  expect(requests('GET', '/v1/api-keys/:id', '503')).toBe(0);
+  expect(requests('*', 'none', '404')).toBe(1);
+  expect(requests('*', 'none', '400')).toBe(1);
+  const buckets = [...metrics].filter(([name]) =>
+    name.startsWith('claviger_http_request_seconds_bucket{method="GET",route="/v1/api-keys/:id"'),
+  );
+  expect(buckets.map(([, count]) => count)).toEqual(buckets.map(([, count]) => count).toSorted());
+  expect(buckets.at(-1)).toEqual([expect.stringContaining('le="+Inf"'), 3]);
+  const labels = 'method="GET",route="/v1/api-keys/:id"';
+  expect(metrics.get(`claviger_http_request_seconds_count{${labels}}`)).toBe(3);
+  const seconds = metrics.get(`claviger_http_request_seconds_sum{${labels}}`) ?? 0;
+  expect(seconds).toBeGreaterThan(0);
+  expect(seconds).toBeLessThan(30);
+});
+
+test('problems are counted by their code', async () => {
+  const app = await appOfTest();
+  await app.get('/v1/nowhere');
+  await app.get('/v1/me', { as: null });
+  await app.get('/v1/api-keys?limit=0');
+  const metrics = await readMetrics(app);
+  expect(metrics.get('claviger_problems_total{code="not_found"}')).toBe(1);
+  expect(metrics.get('claviger_problems_total{code="unauthorized"}')).toBe(1);
+  expect(metrics.get('claviger_problems_total{code="invalid_request"}')).toBe(1);
+  expect(metrics.get('claviger_problems_total{code="overloaded"}')).toBe(0);
+});
+
+test('the database is watched: its pool, the wait for a connection, reads, transactions, and failures', async () => {
+  const app = await appOfTest();
+  const before = await readMetrics(app);
+  const { id } = await app.createKey();
+  await app.get(`/v1/api-keys/${id}`);
+  const after = await readMetrics(app);
+  const grown = (name: string) => (after.get(name) ?? 0) - (before.get(name) ?? 0);
+  expect(grown('claviger_database_seconds_count{kind="transaction"}')).toBeGreaterThanOrEqual(1);
+  expect(grown('claviger_database_seconds_count{kind="read"}')).toBeGreaterThanOrEqual(1);
+  expect(grown('claviger_database_wait_seconds_count')).toBeGreaterThanOrEqual(2);
+  expect(after.get('claviger_database_connections_max')).toBe(4);
+  expect(after.get('claviger_database_connections{state="idle"}')).toBeGreaterThanOrEqual(1);
+  expect(after.get('claviger_database_waiting')).toBe(0);
+  expect(after.get('claviger_database_failures_total{reason="refused"}')).toBe(0);
+
+  await app.database.query("ALTER TABLE api_keys ADD CONSTRAINT never CHECK (name <> 'never') NOT VALID");
+  expect((await app.post('/v1/api-keys', { workspace_id: 'ws_acme', name: 'never' })).status).toBe(503);
+  const refused = await readMetrics(app);
+  expect(refused.get('claviger_database_failures_total{reason="refused"}')).toBe(1);
+  expect(refused.get('claviger_database_failures_total{reason="unavailable"}')).toBe(0);
+  expect(refused.get('claviger_problems_total{code="unavailable"}')).toBe(1);
+});
+
+test('requests with an Idempotency-Key are counted by whether they were done or replayed', async () => {
+  const app = await appOfTest();
+  const once = { headers: { 'idempotency-key': 'once' } };
+  for (let times = 0; times < 3; times++) {
+    await app.post('/v1/api-keys', { workspace_id: 'ws_acme', name: 'Once' }, once);
+  }
+  const metrics = await readMetrics(app);
+  expect(metrics.get('claviger_idempotent_requests_total{as="done"}')).toBe(1);
+  expect(metrics.get('claviger_idempotent_requests_total{as="replayed"}')).toBe(2);
+  expect(metrics.get('claviger_idempotent_requests_running')).toBe(0);
+});
+
+test('memory that is too small tells what it forgets', async () => {
+  const app = await appOfTest({ CACHED_KEYS: '2' });
+  for (let times = 0; times < 3; times++) await app.introspect((await app.createKey()).token);
+  const metrics = await readMetrics(app);
+  expect(metrics.get('claviger_cached_keys_max')).toBe(2);
+  expect(metrics.get('claviger_cached_keys')).toBe(2);
+  // The caller's key is looked up by every request, so that it is always among the two.
+  expect(metrics.get('claviger_cache_evictions_total')).toBe(2);
+});
+
 test('METRICS_ENABLED=off takes the route away', async () => {
   const app = await appOfTest({ METRICS_ENABLED: 'off' });
   expect((await app.get('/metrics', { as: null })).body).toMatchObject({ status: 404, code: 'not_found' });

@@ -13,7 +13,12 @@ const MONTH_MS = 31 * DAY_MS;
 interface Started {
   readonly upkeep: Upkeep;
   readonly reports: string[];
-  readonly count: { partitionsMade: number; partitionsDropped: number; upkeepFailed: number };
+  readonly count: {
+    partitionsMade: number;
+    partitionsDropped: number;
+    upkeepFailed: number;
+    upkeepDone: number;
+  };
 }
 
 function openDatabase(url: string): Database {
@@ -33,7 +38,7 @@ function upkeepOf(
 ): Started {
   const { retentionDays = null, ...rest } = options;
   const reports: string[] = [];
-  const count = { partitionsMade: 0, partitionsDropped: 0, upkeepFailed: 0 };
+  const count = { partitionsMade: 0, partitionsDropped: 0, upkeepFailed: 0, upkeepDone: 0 };
   const upkeep = createUpkeep({
     database,
     tables: [{ table: AUDIT, retentionDays }],
@@ -46,6 +51,9 @@ function upkeepOf(
       },
       upkeepFailed: () => {
         count.upkeepFailed++;
+      },
+      upkeepDone: () => {
+        count.upkeepDone++;
       },
     },
     report: ({ message }) => reports.push(message),

@@ -6,7 +6,7 @@ import { buildApp } from '../../src/app.ts';
 import { type Config, readConfig } from '../../src/config.ts';
 import { openCore } from '../../src/core.ts';
 import { createMetrics } from '../../src/metrics.ts';
-import { appDependencies, reporterOf } from '../../src/server.ts';
+import { appDependencies, readVersion, reporterOf } from '../../src/server.ts';
 import { type Answer, bodyOf, type Client, createClient } from './client.ts';
 import { createTestDatabase, type TestDatabase } from './database.ts';
 import { loadResponseCheck } from './response-check.ts';
@@ -41,14 +41,13 @@ export async function createTestApp(
   });
   const logLines: string[] = [];
   const logger = pino({ level: config.LOG_LEVEL }, { write: (line: string) => logLines.push(line) });
-  const metrics = createMetrics();
+  const metrics = createMetrics(readVersion());
   const core = await openCore(config, {
     role: 'service',
     report: reporterOf(logger),
-    observer: metrics.observer,
-    recordingObserver: metrics.recordingObserver,
+    observers: metrics.observers,
   });
-  metrics.watch(core);
+  metrics.watch(core, config);
   const admin = await core.lifecycle.createAdmin(`Test admin ${randomBytes(4).toString('hex')}`);
   const app = await buildApp(
     appDependencies(core, config, { logger, metrics, phase: { draining: false, closing: false } }),

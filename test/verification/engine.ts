@@ -238,6 +238,7 @@ function createCounter(): { observer: EngineObserver; count(event: string): numb
     acknowledged: () => add('acknowledged'),
     fenced: () => add('fenced'),
     confirmed: () => add('confirmed'),
+    renewed: () => add('renewed'),
     registered: () => add('registered'),
     charged: (way) => add(`charged ${way}`),
     exchanged: () => add('exchanged'),

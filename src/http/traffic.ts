@@ -1,0 +1,73 @@
+import type { FastifyInstance, FastifyReply, FastifyRequest } from 'fastify';
+import type { Logger } from 'pino';
+import type { ErrorCode } from '../domain/errors.ts';
+import { addressOf } from './address.ts';
+
+/** Told of a request of one route as it ends: its status, `undefined` where the client left before, and its time. */
+export type RouteObserver = (status: number | undefined, tookMs: number) => void;
+
+/** What is told of requests; metrics are made of it. Every call is cheap and throws nothing. */
+export interface TrafficObserver {
+  /** A route that there is, asked for once at the start, so that a request looks nothing up; `undefined`: requests of no route. */
+  route(route: { readonly method: string; readonly url: string } | undefined): RouteObserver;
+  /** A request was answered with this problem. */
+  problem(code: ErrorCode): void;
+}
+
+declare module 'fastify' {
+  interface FastifyContextConfig {
+    /** Told of this route's requests. */
+    observer?: RouteObserver;
+  }
+}
+
+/**
+ * Follows requests to their end, for the metrics and for the log's one line. Its answer is to be called with each
+ * request as it begins. Before any route is registered.
+ *
+ * The end is that of Node's response, which comes whether it was sent or its client has left: Fastify's `onResponse`
+ * knows of no request whose client has left, and costs more.
+ */
+export function followTraffic(
+  app: FastifyInstance,
+  { logger, observer }: { logger: Logger; observer: TrafficObserver | undefined },
+): (request: FastifyRequest, reply: FastifyReply) => void {
+  const isLogged = logger.isLevelEnabled('info');
+  if (!isLogged && observer === undefined) return () => undefined;
+  const unmatched = observer?.route(undefined);
+  if (observer !== undefined) {
+    app.addHook('onRoute', (route) => {
+      const { method, url } = route;
+      const methods = typeof method === 'string' ? method : '*';
+      route.config = {
+        ...route.config,
+        observer: observer.route({ method: methods === 'HEAD' ? 'GET' : methods, url }),
+      };
+    });
+  }
+
+  return (request, reply) => {
+    const startedAt = performance.now();
+    const response = reply.raw;
+    const observe = request.routeOptions.config?.observer ?? unmatched;
+    response.on('close', () => {
+      const tookMs = performance.now() - startedAt;
+      const status = response.writableEnded ? response.statusCode : undefined;
+      observe?.(status, tookMs);
+      if (isLogged) logger.info(lineOf(request, status, tookMs), status === undefined ? 'left' : 'answered');
+    });
+  };
+}
+
+/** What the log tells of a request: its route, never its URL. */
+function lineOf(request: FastifyRequest, status: number | undefined, tookMs: number): object {
+  return {
+    request_id: request.id,
+    method: request.method,
+    route: request.routeOptions.url ?? null,
+    status: status ?? null,
+    duration_ms: Math.round(tookMs * 1000) / 1000,
+    caller: request.caller?.keyId ?? null,
+    address: addressOf(request),
+  };
+}
