@@ -7,6 +7,7 @@ import type { Logger } from 'pino';
 import { Failure } from './domain/errors.ts';
 import type { SignalThresholds } from './domain/signal.ts';
 import { registerAuditRoutes } from './http/audit-events.ts';
+import { type GatewaySettings, registerAuthorizeRoute, routedUrl } from './http/authorize.ts';
 import { registerJsonBody } from './http/body.ts';
 import { type CallerLimits, createCallers } from './http/callers.ts';
 import { guardConnections } from './http/connections.ts';
@@ -72,6 +73,7 @@ export interface AppDependencies {
   readonly trustedProxies: readonly string[];
   /** The issuer of access tokens, for the port that is listened on where that is known. */
   issuerAt(port: number | undefined): string;
+  readonly gateways: GatewaySettings;
   readonly version: string;
   /** `undefined`: there is no `/metrics`. */
   readonly metrics: MetricsSource | undefined;
@@ -123,6 +125,7 @@ export async function buildApp(dependencies: AppDependencies): Promise<FastifyIn
     requestTimeout: REQUEST_TIMEOUT_MS,
     routerOptions: { maxParamLength: MAX_PARAM_LENGTH },
     trustProxy: dependencies.trustedProxies.length === 0 ? false : [...dependencies.trustedProxies],
+    rewriteUrl: routedUrl,
     genReqId: requestIdOf,
     requestIdHeader: false,
     // While it drains an instance still answers what it accepted; Fastify's own 503 would drop it.
@@ -170,6 +173,7 @@ export async function buildApp(dependencies: AppDependencies): Promise<FastifyIn
   registerWorkspaceRoutes({ callers, workspaces, database });
   registerScopeRoutes({ callers, scopes, database, cursors });
   registerIntrospectRoute({ callers, verifier, recorder });
+  registerAuthorizeRoute(app, { callers, verifier, recorder, logger, gateways: dependencies.gateways });
   registerAuditRoutes({ callers, database, cursors });
   registerRequestLogRoutes({ callers, database, cursors });
   registerUsageRoutes({ callers, database, recorder });

@@ -254,6 +254,27 @@ export const SETTINGS = {
     range: 'comma-separated addresses and CIDRs',
     purpose: 'Proxies whose `X-Forwarded-For` is believed.',
   },
+  AUTHORIZE_TRUSTED_CIDRS: {
+    schema: cidrs().prefault(''),
+    default: '',
+    range: 'comma-separated addresses and CIDRs',
+    purpose: 'Gateways that may ask `/v1/authorize` without a service key.',
+  },
+  AUTHORIZE_SOURCE: {
+    schema: z
+      .enum(['forwarded', 'original', 'path'], 'must be forwarded, original or path')
+      .default('forwarded'),
+    default: 'forwarded',
+    range: '`forwarded`, `original` or `path`',
+    purpose:
+      'Where `/v1/authorize` takes method and path from: `X-Forwarded-Method` and `-Uri`, `X-Original-Method` and `-URI`, or its own request line.',
+  },
+  AUTHORIZE_FORWARDED_FOR_HOPS: {
+    schema: integer(1, 16).default(1),
+    default: '1',
+    range: '1–16',
+    purpose: "Which entry of `X-Forwarded-For` is the client's address there, counted from the right.",
+  },
   ADMIN_KEY_FILE: {
     schema: z.string().optional(),
     default: '',

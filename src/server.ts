@@ -62,7 +62,7 @@ export function appSettings(
   config: Config,
 ): Pick<
   AppDependencies,
-  'limits' | 'rotationDueDays' | 'signals' | 'trustedProxies' | 'version' | 'issuerAt'
+  'limits' | 'rotationDueDays' | 'signals' | 'trustedProxies' | 'gateways' | 'version' | 'issuerAt'
 > {
   const { ISSUER, HOST, PORT } = config;
   const scheme = schemeOf(config);
@@ -76,6 +76,11 @@ export function appSettings(
     rotationDueDays: config.ROTATION_DUE_DAYS,
     signals: signalThresholds(config),
     trustedProxies: config.TRUSTED_PROXY_CIDRS,
+    gateways: {
+      source: config.AUTHORIZE_SOURCE,
+      forwardedForHops: config.AUTHORIZE_FORWARDED_FOR_HOPS,
+      trusted: config.AUTHORIZE_TRUSTED_CIDRS,
+    },
     version: readVersion(),
   };
 }

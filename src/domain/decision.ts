@@ -23,6 +23,21 @@ export const REFUSALS = {
 
 export type RefusalCode = keyof typeof REFUSALS;
 
+/** The `title` of the problem (RFC 9457 §3.1.3) where a refusal is the whole answer: the same for each code. */
+export const REFUSAL_TITLES: Readonly<Record<RefusalCode, string>> = {
+  invalid: 'A valid API key is required',
+  revoked: 'The API key was revoked',
+  expired: 'The API key has expired',
+  workspace_disabled: 'The workspace of the API key is disabled',
+  wrong_workspace: 'The API key belongs to another workspace',
+  wrong_environment: 'The API key belongs to another environment',
+  ip_not_allowed: 'The API key may not be used from this address',
+  referrer_not_allowed: 'The API key may not be used from this web page',
+  endpoint_not_allowed: 'The API key may not be used for this endpoint',
+  insufficient_scope: 'The API key lacks a scope',
+  rate_limited: 'Too many requests',
+};
+
 /** What an introspection can come to, as usage and logs name it. */
 export type Outcome = 'active' | RefusalCode;
 export const OUTCOMES = ['active', ...Object.keys(REFUSALS)] as readonly Outcome[];
@@ -45,6 +60,11 @@ export interface Question {
   readonly workspaceId?: string | undefined;
   readonly environment?: string | undefined;
   readonly request?: RequestFacts | undefined;
+  /**
+   * For who stands before every route, as a gateway does: once the catalogue grants routes, a request whose method or
+   * path was not told is refused. Without it such a request is judged by `scopes` alone.
+   */
+  readonly needsRoute?: boolean | undefined;
   /** What this use counts against rate limits; default: 1. */
   readonly cost?: number | undefined;
 }
@@ -80,6 +100,8 @@ export function refuse(code: RefusalCode, detail: string): Refusal {
 export function refuseKey({ code, detail }: Refusal, record: KeyRecord, nowMs: number): Refusal {
   return { active: false, code, detail, record, nowMs };
 }
+
+const ROUTE_MISSING = 'The scope catalogue grants routes, and the request carried no method or no path.';
 
 /** One answer for a string that we did not mint, an unknown key, a wrong secret and a foreign workspace: nothing can be probed. */
 export const INVALID: Refusal = refuse('invalid', 'This is not a valid API key.');
@@ -166,6 +188,8 @@ function refusalOf(
     if (method != null && path != null) {
       const ungranted = catalogue.routes.refuse(key.scopes, method, path);
       if (ungranted !== undefined) return refuse('insufficient_scope', ungranted);
+    } else if (question.needsRoute === true) {
+      return refuse('insufficient_scope', ROUTE_MISSING);
     }
   }
   return undefined;

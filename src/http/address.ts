@@ -1,5 +1,5 @@
 import type { FastifyRequest } from 'fastify';
-import { formatAddress, parseAddress } from '../domain/address.ts';
+import { type Address, formatAddress, parseAddress } from '../domain/address.ts';
 
 /** What stands for an address that is none. No list of addresses holds it: it fails closed. */
 const UNKNOWN = 'unknown';
@@ -11,6 +11,16 @@ const UNKNOWN = 'unknown';
 export function addressOf(request: FastifyRequest): string {
   const address = parseAddress(request.ip ?? '');
   return address === undefined ? UNKNOWN : formatAddress(address);
+}
+
+/** The address at the other end of the connection, whoever that speaks for; `undefined` where it is not known any more. */
+export function peerOf(request: FastifyRequest): Address | undefined {
+  return parseAddress(request.raw.socket.remoteAddress ?? '');
+}
+
+export function peerAddressOf(request: FastifyRequest): string {
+  const peer = peerOf(request);
+  return peer === undefined ? UNKNOWN : formatAddress(peer);
 }
 
 /** What an address is limited by: itself, or its /64 for IPv6, since a client there has all of it to choose from. */

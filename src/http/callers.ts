@@ -5,7 +5,7 @@ import type { RateLimit } from '../domain/rate-limit.ts';
 import { type Permission, permits } from '../domain/scope.ts';
 import type { Recorder } from '../recording/recorder.ts';
 import type { Authentication, Soon, Verifier } from '../verification/verifier.ts';
-import { addressBlockOf, addressOf } from './address.ts';
+import { addressBlockOf, addressOf, peerAddressOf } from './address.ts';
 import { type Credential, readCredential } from './credential.ts';
 
 declare module 'fastify' {
@@ -39,6 +39,11 @@ export interface Callers {
   /** Registers routes that ask for no service key: each address may send them as many requests as it may fail elsewhere. */
   strangers(routes: (scope: FastifyInstance) => void): void;
   /**
+   * Lets in the gateway that shows a service key with `introspect`, in a header of its own since the others hold its
+   * client's key; throws, or rejects, a Failure for any other.
+   */
+  admitGateway(request: FastifyRequest, reply: FastifyReply): Soon<void>;
+  /**
    * Counts a request to an unknown route against its address, and throws `rate_limited` where there were too many;
    * not for a valid service key, which is never refused for what others at its address did.
    */
@@ -53,11 +58,21 @@ type Limit = ReturnType<FastifyInstance['createRateLimit']>;
 interface Gate {
   readonly permission: Permission | null;
   readonly limit: Limit | undefined;
-  readonly read: (rawHeaders: readonly string[]) => Credential;
+}
+
+/** A service key as it was shown; `undefined`: none was. */
+interface Shown {
+  readonly token: string | undefined;
+  /** The id that was shown with it, where one was. */
+  readonly keyId?: string | undefined;
+  /** Where the caller is. */
+  readonly address: () => string;
+  /** The answer to who shows none. */
+  readonly absent: () => Failure;
 }
 
 const MINUTE_MS = 60_000;
-const LIMIT_HEADERS = ['x-ratelimit-limit', 'x-ratelimit-remaining', 'x-ratelimit-reset'] as const;
+export const LIMIT_HEADERS = ['x-ratelimit-limit', 'x-ratelimit-remaining', 'x-ratelimit-reset'] as const;
 
 /** Caller authentication: before the body is read, so that strangers learn nothing of what a body should look like. */
 export function createCallers(
@@ -91,20 +106,20 @@ export function createCallers(
   }
 
   /** Lets a caller in who may use the route; throws, or rejects, a Failure for any other. A warm one waits for nothing. */
-  function admit(request: FastifyRequest, reply: FastifyReply, gate: Gate): Soon<void> {
-    const { permission, limit, read } = gate;
-    const credential = read(request.raw.rawHeaders);
-    if (credential.kind === 'ambiguous') {
-      throw new Failure('invalid_request', 'Send one service key, in Authorization: Bearer or in X-Api-Key.');
-    }
-    if (credential.kind === 'absent') return refuseStranger(request, reply, NO_CREDENTIAL);
-    const address = () => addressOf(request);
-    const found = verifier.authenticate(credential.token, address);
+  function admit(
+    request: FastifyRequest,
+    reply: FastifyReply,
+    gate: Gate,
+    { token, keyId, address, absent }: Shown,
+  ): Soon<void> {
+    const { permission, limit } = gate;
+    if (token === undefined) return refuseStranger(request, reply, absent);
+    const found = verifier.authenticate(token, address);
     const goOn = (authentication: Authentication): Soon<void> => {
       if (!authentication.authenticated)
         return refuseStranger(request, reply, REFUSED_CREDENTIAL[authentication.because]);
       const { caller, rateLimit } = authentication;
-      if (credential.keyId !== undefined && credential.keyId !== caller.keyId)
+      if (keyId !== undefined && keyId !== caller.keyId)
         return refuseStranger(request, reply, REFUSED_CREDENTIAL.invalid);
       request.caller = caller;
       recorder.called(caller, address);
@@ -155,11 +170,11 @@ export function createCallers(
   }
 
   const guard: Callers['guard'] = (scope, { permission, limiter, read = readCredential }) => {
-    const gate = { permission, limit: limiters[limiter], read };
+    const gate = { permission, limit: limiters[limiter] };
     // With `done` rather than a promise: a warm request then passes without a turn of the microtask queue.
     scope.addHook('onRequest', (request, reply, done) => {
       try {
-        const admitted = admit(request, reply, gate);
+        const admitted = admit(request, reply, gate, shownBy(request, read));
         if (admitted instanceof Promise) admitted.then(() => done(), done);
         else done();
       } catch (refusal) {
@@ -184,6 +199,18 @@ export function createCallers(
         routes(scope);
       });
     },
+    admitGateway: (request, reply) =>
+      admit(
+        request,
+        reply,
+        { permission: 'introspect', limit: limiters.introspection },
+        {
+          token: gatewayKeyOf(request),
+          // X-Forwarded-For speaks of the gateway's client there, whichever proxies are trusted elsewhere.
+          address: () => peerAddressOf(request),
+          absent: NO_GATEWAY_KEY,
+        },
+      ),
     countFailure,
     async countUnknownRoute(request, reply) {
       try {
@@ -198,6 +225,25 @@ export function createCallers(
 
 const NO_CREDENTIAL = () =>
   new Failure('unauthorized', 'Send a service key in Authorization: Bearer or in X-Api-Key.');
+
+const NO_GATEWAY_KEY = () =>
+  new Failure('unauthorized', 'The gateway has to show a service key, in X-Claviger-Service-Key.');
+
+function shownBy(request: FastifyRequest, read: (rawHeaders: readonly string[]) => Credential): Shown {
+  const credential = read(request.raw.rawHeaders);
+  if (credential.kind === 'ambiguous') {
+    throw new Failure('invalid_request', 'Send one service key, in Authorization: Bearer or in X-Api-Key.');
+  }
+  const common = { address: () => addressOf(request), absent: NO_CREDENTIAL };
+  if (credential.kind === 'absent') return { token: undefined, ...common };
+  return { token: credential.token, keyId: credential.keyId, ...common };
+}
+
+/** Node joins several into one text, which is no service key. */
+function gatewayKeyOf({ headers }: FastifyRequest): string | undefined {
+  const shown = headers['x-claviger-service-key'];
+  return typeof shown === 'string' && shown !== '' ? shown : undefined;
+}
 
 const REFUSED_CREDENTIAL = {
   invalid: () =>
@@ -218,7 +264,7 @@ export function callerOf(request: FastifyRequest): Caller {
   return request.caller;
 }
 
-function setLimitHeaders(
+export function setLimitHeaders(
   reply: FastifyReply,
   ...values: readonly [limit: number, remaining: number, reset: number]
 ) {

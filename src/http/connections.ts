@@ -2,6 +2,7 @@ import type { IncomingMessage, Server, ServerResponse } from 'node:http';
 import type { Duplex } from 'node:stream';
 import { TLSSocket } from 'node:tls';
 import { Failure } from '../domain/errors.ts';
+import { behindAuthorize } from './gateway-request.ts';
 import { problemText } from './problem.ts';
 import { newRequestId } from './request-id.ts';
 import type { TrafficObserver } from './traffic.ts';
@@ -13,6 +14,9 @@ import type { TrafficObserver } from './traffic.ts';
  * A connection is open until it is refused, which happens once: bytes behind a refusal are not looked at. The refusal
  * waits for the answers to the requests before it, so that no client takes it for the answer to one of those.
  */
+
+/** As much of a request line as is looked at: `/v1/authorize` stands at its front. */
+const MAX_TARGET_LENGTH = 512;
 
 interface Latest {
   request: IncomingMessage;
@@ -74,11 +78,26 @@ export function guardConnections(
 
   server.on('secureConnection', (socket: TLSSocket) => secured.add(socket));
 
-  return (_error, socket) => {
+  return (error, socket) => {
     // Before a handshake is over there is no way to say anything.
-    if (socket instanceof TLSSocket && !secured.has(socket)) socket.destroy();
-    else refuse(socket, new Failure('invalid_request', 'This is not a well-formed HTTP request.'));
+    if (socket instanceof TLSSocket && !secured.has(socket)) {
+      socket.destroy();
+      return;
+    }
+    const code = isForGateways(error) ? 'forbidden' : 'invalid_request';
+    refuse(socket, new Failure(code, 'This is not a well-formed HTTP request.'));
   };
+}
+
+/**
+ * Whether bytes that are no request begin like one to `/v1/authorize`, where 400 is no answer: such are methods that
+ * Node does not know, and heads that are too large.
+ */
+function isForGateways(error: Error): boolean {
+  const bytes: unknown = 'rawPacket' in error ? error.rawPacket : undefined;
+  if (!Buffer.isBuffer(bytes)) return false;
+  const [, target] = bytes.toString('latin1', 0, MAX_TARGET_LENGTH).split(' ', 2);
+  return target !== undefined && behindAuthorize(target) !== undefined;
 }
 
 function after(response: ServerResponse | undefined, then: () => void): void {

@@ -1,9 +1,9 @@
 import type { SwaggerTransformObject } from '@fastify/swagger';
 import type { FastifySchema } from 'fastify';
 import { z } from 'zod';
-import { ERRORS } from '../domain/errors.ts';
+import { addHeaders, HEADERS } from './document-headers.ts';
 import { EXAMPLES, type Examples, PROBLEM_EXAMPLES } from './examples.ts';
-import { PROBLEM_TYPE } from './problem.ts';
+import { PROBLEM_TYPE, PROBLEMS } from './problem.ts';
 
 /*
  * From the routes' zod schemas to OpenAPI 3.1. @fastify/swagger collects the routes; `describeRoute` gives it each
@@ -28,6 +28,7 @@ interface Media {
 
 interface Response {
   description: string;
+  type?: 'null';
   headers?: Record<string, unknown>;
   content?: Record<string, Media>;
 }
@@ -61,54 +62,6 @@ interface Documenter {
 const JSON_TYPE = 'application/json';
 /** What zod writes for an integer without a bound. */
 const UNBOUNDED = [Number.MIN_SAFE_INTEGER, Number.MAX_SAFE_INTEGER];
-
-const HEADERS = {
-  'X-Request-Id': {
-    description:
-      "The request's own `X-Request-Id` where that is 1 to 128 of `A-Z a-z 0-9 . _ -`, else a new one. It stands in the log too.",
-    required: true,
-    schema: { type: 'string', pattern: '^[A-Za-z0-9._-]{1,128}$' },
-    example: 'req_5f0c1d7e9a3b24680c1',
-  },
-  'WWW-Authenticate': {
-    description: 'What is missing, as of RFC 6750 §3.',
-    schema: { type: 'string' },
-    example: 'Bearer realm="claviger", error="invalid_token"',
-  },
-  'Retry-After': {
-    description: 'The seconds after which a repeat may succeed.',
-    required: true,
-    schema: { type: 'integer', minimum: 1 },
-    example: 1,
-  },
-  'Retry-After-In-Flight': {
-    description: 'For `idempotency_in_flight` alone: the seconds after which a repeat may succeed.',
-    schema: { type: 'integer', minimum: 1 },
-    example: 1,
-  },
-  'Idempotent-Replayed': {
-    description: 'Present where this is the answer to an earlier request with the same Idempotency-Key.',
-    schema: { type: 'string', const: 'true' },
-    example: 'true',
-  },
-  'X-RateLimit-Limit': {
-    description: 'How many requests a minute this caller may send. Absent where that is not limited.',
-    schema: { type: 'integer', minimum: 1 },
-    example: 6000,
-  },
-  'X-RateLimit-Remaining': {
-    description: 'How many of them are left.',
-    schema: { type: 'integer', minimum: 0 },
-    example: 5999,
-  },
-  'X-RateLimit-Reset': {
-    description: 'When the next minute begins, in seconds since the epoch.',
-    schema: { type: 'integer' },
-    example: 1767323045,
-  },
-} as const;
-
-const RATE_HEADERS = ['X-RateLimit-Limit', 'X-RateLimit-Remaining', 'X-RateLimit-Reset'] as const;
 
 /** The request header of routes that are `idempotent` (idempotency.ts). */
 const IDEMPOTENCY_HEADERS = {
@@ -174,10 +127,10 @@ export function createDocumenter(): Documenter {
 
   function describeResponse(response: unknown): Response {
     if (!isZod(response)) {
-      return {
-        description: String(memberOf(response, 'description')),
-        content: describeContent(response, 'output'),
-      };
+      const content = describeContent(response, 'output');
+      const description = String(memberOf(response, 'description'));
+      // @fastify/swagger takes this type for no body at all.
+      return Object.keys(content).length === 0 ? { description, type: 'null' } : { description, content };
     }
     const { description, ...schema } = toJsonSchema(response, 'output');
     return { description: description ?? '', content: { [JSON_TYPE]: { schema } } };
@@ -185,7 +138,8 @@ export function createDocumenter(): Documenter {
 
   return {
     describeRoute({ schema, url }) {
-      const { documentedBody, body = documentedBody, querystring, params, response, ...others } = schema;
+      const { documentedBody, body = documentedBody, querystring, params, response, ...more } = schema;
+      const { headers, ...others } = more;
       const { consumes = [JSON_TYPE], idempotent, documentedHeaders, ...rest } = others;
       if (rest.hide === true) return { schema: { hide: true }, url };
       if (isZod(body) && z.safeParse(body, undefined).success) optionalBodies.add(rest.operationId ?? '');
@@ -199,6 +153,7 @@ export function createDocumenter(): Documenter {
           ...rest,
           ...(body === undefined ? {} : { body: { content: describeBody(body, consumes) } }),
           ...(isZod(querystring) ? { querystring: toJsonSchema(querystring, 'input') } : {}),
+          ...(isZod(headers) ? { headers: toJsonSchema(headers, 'input') } : {}),
           ...(idempotent === true ? { headers: IDEMPOTENCY_HEADERS } : {}),
           ...(documentedHeaders === undefined ? {} : { headers: documentedHeaders }),
           ...(isZod(params) ? { params: toJsonSchema(params, 'input') } : {}),
@@ -243,22 +198,6 @@ function addPermission(operation: Operation): void {
   operation.description = `${description}\n\nPermission: \`${permission}\`.`.trim();
 }
 
-function addHeaders({ security = [], parameters = [], responses }: Operation): void {
-  const isIdempotent = parameters.some(({ name }) => name === 'Idempotency-Key');
-  for (const [status, response] of Object.entries(responses)) {
-    const names: (keyof typeof HEADERS)[] = ['X-Request-Id'];
-    if (status === '401' || status === '403') names.push('WWW-Authenticate');
-    if (status === '429' || status === '503') names.push('Retry-After');
-    const hasCaller = security.some((scheme) => 'bearer' in scheme);
-    if (hasCaller && (status.startsWith('2') || status === '429')) names.push(...RATE_HEADERS);
-    if (isIdempotent && status === '201') names.push('Idempotent-Replayed');
-    if (isIdempotent && status === '409') names.push('Retry-After-In-Flight');
-    response.headers = Object.fromEntries(
-      names.map((name) => [name.replace('-In-Flight', ''), { $ref: `#/components/headers/${name}` }]),
-    );
-  }
-}
-
 function addExamples({ operationId, requestBody, responses }: Operation): void {
   const known = EXAMPLES[operationId];
   for (const [type, media] of Object.entries(requestBody?.content ?? {})) {
@@ -278,8 +217,8 @@ function addExamples({ operationId, requestBody, responses }: Operation): void {
 
 /** The example of each code of this status that the description names. */
 function problemExamples(status: number, description: string): Record<string, { $ref: string }> {
-  const codes = Object.entries(ERRORS).filter(
-    ([code, error]) => error.status === status && description.includes(`\`${code}\``),
+  const codes = Object.entries(PROBLEMS).filter(
+    ([code, problem]) => problem.status === status && description.includes(`\`${code}\``),
   );
   return Object.fromEntries(codes.map(([code]) => [code, { $ref: `#/components/examples/${code}` }]));
 }

@@ -74,6 +74,12 @@ export async function collectDocument(app: FastifyInstance, { version }: { versi
         securitySchemes: {
           bearer: { type: 'http', scheme: 'bearer', description: SERVICE_KEY },
           client: { type: 'http', scheme: 'basic', description: CLIENT },
+          gateway: {
+            type: 'apiKey',
+            in: 'header',
+            name: 'X-Claviger-Service-Key',
+            description: `${SERVICE_KEY} For \`/v1/authorize\`, where the other headers hold the client's key.`,
+          },
           apiKey: { type: 'apiKey', in: 'header', name: 'X-Api-Key', description: SERVICE_KEY },
         },
       },

@@ -1,5 +1,6 @@
-import { ERRORS, type ErrorCode, type InputFault } from '../domain/errors.ts';
+import type { InputFault } from '../domain/errors.ts';
 import { oauthExamples } from './oauth-examples.ts';
+import { PROBLEM_CODES, PROBLEMS, type ProblemCode } from './problem.ts';
 
 /*
  * The examples of the OpenAPI document, by operation. /docs fills its forms with the first one of each, so that one
@@ -541,7 +542,7 @@ export const EXAMPLES: Readonly<Record<string, OperationExamples>> = {
 };
 
 /** What a caller reads in `detail`, for one case of each code. */
-const DETAILS: Readonly<Record<ErrorCode, string>> = {
+const DETAILS: Readonly<Record<ProblemCode, string>> = {
   invalid_request: 'The request breaks a rule of this endpoint; see `errors`.',
   unauthorized: 'The credential is not a valid service key.',
   forbidden: 'This service key lacks the permission "keys:write".',
@@ -556,14 +557,24 @@ const DETAILS: Readonly<Record<ErrorCode, string>> = {
   rate_limited: 'Too many requests to Claviger; see Retry-After.',
   overloaded: 'Too much work is queued; see Retry-After.',
   unavailable: 'The database cannot be reached.',
+  invalid: 'This is not a valid API key.',
+  revoked: 'The key was revoked on 2026-02-03.',
+  expired: 'The key expired on 2026-02-03.',
+  workspace_disabled: 'The workspace of this key is disabled.',
+  wrong_workspace: 'The key belongs to another workspace than the one expected.',
+  wrong_environment: 'The key belongs to another environment than the one expected.',
+  ip_not_allowed: 'This key may not be used from the address in "request.ip".',
+  referrer_not_allowed: 'This key may not be used from the web page in "request.referrer".',
+  endpoint_not_allowed: 'This key may not be used for the method and path of this request.',
+  insufficient_scope: 'The key lacks the scope "read".',
 };
 
 const FAULTS: readonly InputFault[] = [{ path: 'name', message: 'must have 1 to 120 characters' }];
 
 /** One problem of each code. */
 export const PROBLEM_EXAMPLES: Examples = Object.fromEntries(
-  (Object.keys(DETAILS) as ErrorCode[]).map((code) => {
-    const { status, title } = ERRORS[code];
+  PROBLEM_CODES.map((code) => {
+    const { status, title } = PROBLEMS[code];
     const value = {
       type: `urn:claviger:error:${code}`,
       title,

@@ -1,4 +1,4 @@
-import type { FastifyInstance, FastifyRequest } from 'fastify';
+import type { FastifyInstance } from 'fastify';
 import { z } from 'zod';
 import { type AccessToken, endOf } from '../domain/access-token.ts';
 import { type Caller, reaches } from '../domain/caller.ts';
@@ -6,7 +6,6 @@ import { type Decision, type Question, REFUSALS } from '../domain/decision.ts';
 import { Failure, invalidInput } from '../domain/errors.ts';
 import type { Key } from '../domain/key.ts';
 import { MAX_COST, type RateLimitState } from '../domain/rate-limit.ts';
-import type { RequestFacts } from '../domain/restriction.ts';
 import { isoTime } from '../domain/time.ts';
 import { foreignWorkspace } from '../lifecycle/key-rules.ts';
 import type { Recorder } from '../recording/recorder.ts';
@@ -15,6 +14,7 @@ import { bodyParser, checkText } from './body.ts';
 import { type Callers, callerOf } from './callers.ts';
 import * as schemas from './schemas.ts';
 import { parseInput } from './validation.ts';
+import { conclude } from './verdict.ts';
 
 const JSON_TYPE = 'application/json';
 const ANSWER_TYPE = 'application/json; charset=utf-8';
@@ -138,18 +138,6 @@ export function registerIntrospectRoute({
   verifier: Verifier;
   recorder: Recorder;
 }): void {
-  /** Has the verdict recorded, and answers it: at once where there is nothing to wait for. */
-  function conclude<Answer>(
-    soon: Soon<Decision>,
-    answerOf: (decision: Decision) => Answer,
-    request: FastifyRequest,
-    facts: RequestFacts | undefined,
-  ): Soon<Answer> {
-    if (soon instanceof Promise) return soon.then((decision) => conclude(decision, answerOf, request, facts));
-    recorder.introspected(soon, facts, request);
-    return answerOf(soon);
-  }
-
   callers.scope('introspect', 'introspection', (plain) => {
     registerFormBody(plain);
     plain.post(
@@ -178,11 +166,11 @@ export function registerIntrospectRoute({
         if (request.mediaType === FORM) {
           const { token } = parseInput(formBody, request.body);
           const question = { visibleWorkspaces: caller.allowedWorkspaces };
-          return conclude(verifier.verify(token, question), standardAnswer, request, undefined);
+          return conclude(recorder, verifier.verify(token, question), standardAnswer, request, undefined);
         }
         if (request.mediaType !== JSON_TYPE) throw wrongMediaType(request.body);
         const { token, question } = questionOf(parseInput(jsonBody, request.body), caller);
-        return conclude(verifier.verify(token, question), jsonAnswer, request, question.request);
+        return conclude(recorder, verifier.verify(token, question), jsonAnswer, request, question.request);
       },
     );
   });

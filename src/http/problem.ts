@@ -2,8 +2,22 @@ import { STATUS_CODES } from 'node:http';
 import type { FastifyError, FastifyReply, FastifyRequest } from 'fastify';
 import type { Logger } from 'pino';
 import { z } from 'zod';
+import { REFUSAL_TITLES, REFUSALS, type Refusal, type RefusalCode } from '../domain/decision.ts';
 import { ERRORS, type ErrorCode, Failure, type InputFault } from '../domain/errors.ts';
 import { loggable } from '../storage/database.ts';
+
+export type ProblemCode = ErrorCode | RefusalCode;
+
+const refusals = Object.entries(REFUSALS).map(([code, status]) => [
+  code,
+  { status, title: REFUSAL_TITLES[code as RefusalCode] },
+]);
+/** All that a problem may tell of: a failure, or, where the verdict is the whole answer, a refusal. */
+export const PROBLEMS: Readonly<Record<ProblemCode, { readonly status: number; readonly title: string }>> = {
+  ...Object.fromEntries(refusals),
+  ...ERRORS,
+};
+export const PROBLEM_CODES = Object.keys(PROBLEMS) as readonly ProblemCode[];
 
 /** `application/problem+json` (RFC 9457) with Claviger's extensions (contract §3). */
 export const problemSchema = z
@@ -14,9 +28,11 @@ export const problemSchema = z
     detail: z.string().describe('What went wrong this time, for a developer to read.'),
     instance: z.string().describe('`urn:claviger:request:<request id>`'),
     success: z.literal(false).describe('`false`; a success has `true` here.'),
-    code: z
-      .string()
-      .meta({ enum: Object.keys(ERRORS), description: 'The one member to branch on: a closed list.' }),
+    code: z.string().meta({
+      enum: PROBLEM_CODES,
+      description:
+        'The one member to branch on: a closed list. Reasons to refuse a key are told by `/v1/authorize` alone.',
+    }),
     request_id: z
       .string()
       .describe('What to name when asking for help: the `X-Request-Id` of this response.'),
@@ -40,15 +56,40 @@ const DEFAULT_RETRY_AFTER_SECONDS = 1;
 /** A body of 64 KiB can have thousands of faults; nobody reads that many. */
 const MAX_FAULTS = 100;
 
-/** Answers with a problem. It is sent as finished text, so that no schema of the route can get in its way. */
-export function sendProblem(request: FastifyRequest, reply: FastifyReply, failure: Failure): FastifyReply {
-  const problem = problemOf(failure.code, failure.message, request.id, failure.options.errors);
+/** Answers with a problem, with the status of its code unless told otherwise. */
+export function sendProblem(
+  request: FastifyRequest,
+  reply: FastifyReply,
+  failure: Failure,
+  status: number = ERRORS[failure.code].status,
+): FastifyReply {
   const challenge = challengeOf(failure);
   if (challenge !== undefined) reply.header('www-authenticate', challenge);
   const { retryAfterSeconds } = failure.options;
-  if (retryAfterSeconds !== undefined || problem.status === 429 || problem.status === 503) {
+  const isToBeRepeated = failure.code === 'rate_limited' || status === 503;
+  if (retryAfterSeconds !== undefined || isToBeRepeated) {
     reply.header('retry-after', retryAfterSeconds ?? DEFAULT_RETRY_AFTER_SECONDS);
   }
+  return send(reply, problemOf({ ...troubleOf(failure), status }, request.id));
+}
+
+/**
+ * Answers a request whose key is refused with the refusal as a problem.
+ * @param challenge what `WWW-Authenticate` says behind the realm (RFC 6750 §3); `undefined`: there is none.
+ */
+export function sendRefusal(
+  request: FastifyRequest,
+  reply: FastifyReply,
+  { code, detail, limited }: Refusal,
+  { status, challenge }: { readonly status: number; readonly challenge: string | undefined },
+): FastifyReply {
+  if (challenge !== undefined) reply.header('www-authenticate', `${REALM}${challenge}`);
+  if (limited !== undefined) reply.header('retry-after', limited.retryAfterSeconds);
+  return send(reply, problemOf({ code, status, title: PROBLEMS[code].title, detail }, request.id));
+}
+
+/** As finished text, so that no schema of the route can get in its way. */
+function send(reply: FastifyReply, problem: Problem): FastifyReply {
   return reply.code(problem.status).type(PROBLEM_TYPE).send(JSON.stringify(problem));
 }
 
@@ -61,10 +102,13 @@ export function challengeOf({ code, options }: Failure): string | undefined {
   return options.invalidCredential === true ? `${REALM}, error="invalid_token"` : REALM;
 }
 
+/** How a failure is told. */
+type ProblemSender = (request: FastifyRequest, reply: FastifyReply, failure: Failure) => FastifyReply;
+
 type ErrorHandler = (error: FastifyError, request: FastifyRequest, reply: FastifyReply) => FastifyReply;
 
-/** Fastify's error handler: whatever was thrown becomes a failure of the closed list, and a problem unless `send` says else. */
-export function createErrorHandler(logger: Logger, send = sendProblem): ErrorHandler {
+/** Fastify's error handler: whatever was thrown becomes a failure of the closed list, and a problem unless `answer` says else. */
+export function createErrorHandler(logger: Logger, answer: ProblemSender = sendProblem): ErrorHandler {
   return (error, request, reply) => {
     const failure = failureOf(error, request);
     // A cause means that something of ours or below us failed; a caller's mistakes are no news to the log.
@@ -74,7 +118,7 @@ export function createErrorHandler(logger: Logger, send = sendProblem): ErrorHan
         { request_id: request.id, err: loggable(fault), code: failure.code },
         'the request could not be answered',
       );
-    return send(request, reply, failure);
+    return answer(request, reply, failure);
   };
 }
 
@@ -103,13 +147,20 @@ function failureOf(error: FastifyError | Failure, request: FastifyRequest): Fail
   });
 }
 
-function problemOf(
-  code: ErrorCode,
-  detail: string,
-  requestId: string,
-  errors?: readonly InputFault[],
-): Problem {
-  const { status, title } = ERRORS[code];
+/** What a problem tells of. */
+interface Trouble {
+  readonly code: string;
+  readonly status: number;
+  readonly title: string;
+  readonly detail: string;
+  readonly errors?: readonly InputFault[] | undefined;
+}
+
+function troubleOf({ code, message, options }: Failure): Trouble {
+  return { code, ...ERRORS[code], detail: message, errors: options.errors };
+}
+
+function problemOf({ code, status, title, detail, errors }: Trouble, requestId: string): Problem {
   return {
     type: `urn:claviger:error:${code}`,
     title,
@@ -125,7 +176,7 @@ function problemOf(
 
 /** A whole HTTP response with a problem, for a connection that has no request to answer and is closed behind it. */
 export function problemText(failure: Failure, requestId: string): string {
-  const body = JSON.stringify(problemOf(failure.code, failure.message, requestId));
+  const body = JSON.stringify(problemOf(troubleOf(failure), requestId));
   const { status } = ERRORS[failure.code];
   return (
     `HTTP/1.1 ${status} ${STATUS_CODES[status]}\r\nContent-Type: ${PROBLEM_TYPE}\r\nContent-Length: ${Buffer.byteLength(body)}\r\n` +

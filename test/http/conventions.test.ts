@@ -20,7 +20,8 @@ afterAll(() => app.close());
 test('the table of routes that these tests walk is the table of the document', async () => {
   const document = (await app.get('/openapi.json')).body;
   const documented = Object.entries<Record<string, { security?: unknown }>>(document.paths)
-    .filter(([path]) => path.startsWith('/v1/'))
+    // What gateways ask has conventions of its own: authorize.test.ts.
+    .filter(([path]) => path.startsWith('/v1/') && path !== '/v1/authorize')
     .flatMap(([path, operations]) =>
       Object.entries(operations)
         .filter(([, { security }]) => security !== undefined)
