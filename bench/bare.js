@@ -1,4 +1,5 @@
-// The yardstick: a Fastify POST route that parses a body and answers one, and does nothing else. With a statement, it
+// The yardstick: a Fastify POST route that parses a body and answers one, and does nothing else; and a GET route that
+// answers as much. With a statement, it
 // reads the one row by the body's `id` first.
 import Fastify from 'fastify';
 import pg from 'pg';
@@ -16,5 +17,6 @@ app.post('/bare', async (request) => {
   const { rows } = await pool.query(statement, [request.body.id]);
   return rows.length === 1 ? answer : {};
 });
+app.get('/bare', async () => answer);
 const address = await app.listen({ host: '127.0.0.1', port: 0 });
 process.stdout.write(`listens on ${address}\n`);

@@ -151,8 +151,8 @@ async function cpuMsOf(pid: number | undefined): Promise<number> {
 export interface Load {
   readonly url: string;
   readonly headers?: Record<string, string>;
-  /** One is chosen at random for each request, or each in its turn. */
-  readonly bodies: readonly string[];
+  /** One is chosen at random for each request, or each in its turn; without them the requests are GET. */
+  readonly bodies?: readonly string[];
   readonly inTurn?: boolean;
   readonly connections?: number;
   readonly seconds?: number;
@@ -190,7 +190,9 @@ export async function loads(
   const options = {
     seconds: streams[0]?.seconds ?? DEFAULT_SECONDS,
     streams: await Promise.all(
-      streams.map(async ({ bodies, ...rest }) => ({ ...rest, bodiesFile: await write(bodies) })),
+      streams.map(async ({ bodies, ...rest }) =>
+        bodies === undefined ? rest : { ...rest, bodiesFile: await write(bodies) },
+      ),
     ),
   };
   const { stdout } = await run(process.execPath, ['bench/load.js', await write(options)], { cwd: ROOT });

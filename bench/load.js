@@ -30,10 +30,12 @@ async function startStream({
   inTurn = false,
 }) {
   const target = new URL(url);
-  const bodies = JSON.parse(readFileSync(bodiesFile, 'utf8'));
-  const contentType = 'content-type' in headers ? [] : [['content-type', 'application/json']];
+  // Without bodies there is nothing to send: GET.
+  const bodies = bodiesFile === undefined ? undefined : JSON.parse(readFileSync(bodiesFile, 'utf8'));
+  const contentType =
+    bodies === undefined || 'content-type' in headers ? [] : [['content-type', 'application/json']];
   const head = [
-    `POST ${target.pathname} HTTP/1.1`,
+    `${bodies === undefined ? 'GET' : 'POST'} ${target.pathname}${target.search} HTTP/1.1`,
     `host: ${target.host}`,
     ...[...contentType, ...Object.entries(headers)].map(([name, value]) => `${name}: ${value}`),
   ].join('\r\n');
@@ -52,6 +54,10 @@ async function startStream({
   const isOver = () => (amount === undefined ? performance.now() >= endsAt : asked >= amount);
 
   function requestText() {
+    if (bodies === undefined) {
+      asked++;
+      return `${head}\r\n\r\n`;
+    }
     const body = bodies[inTurn ? asked % bodies.length : Math.floor(Math.random() * bodies.length)];
     asked++;
     return `${head}\r\ncontent-length: ${Buffer.byteLength(body)}\r\n\r\n${body}`;

@@ -2,6 +2,7 @@ import { execFile } from 'node:child_process';
 import { mkdir, readFile, writeFile } from 'node:fs/promises';
 import { availableParallelism, cpus, totalmem } from 'node:os';
 import { parseArgs, promisify } from 'node:util';
+import { authorize, gateway } from './figures/authorize.ts';
 import { changes } from './figures/changes.ts';
 import { cold, memo } from './figures/cold.ts';
 import { create } from './figures/create.ts';
@@ -50,6 +51,8 @@ const MEASUREMENTS: Record<string, (bench: Bench, options: Options) => Promise<F
   many,
   unminted,
   crowd,
+  authorize,
+  gateway,
   memo,
   cold,
   leaks,

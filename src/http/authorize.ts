@@ -51,7 +51,7 @@ interface Options {
 }
 
 /** More routes with options of their own than a gateway has. */
-const MAX_KNOWN_OPTIONS = 1_000;
+const MAX_KNOWN_OPTIONS = 100;
 const STATUSES: readonly number[] = [401, 403, 429, 503];
 
 const optionsInput = z.strictObject({
@@ -249,8 +249,10 @@ function createOptionsReader(source: AuthorizeSource): (request: FastifyRequest)
   // The same for each request of a route of the gateway's, of which there are not many.
   const known = new LRUCache<string, Options | Failure>({ max: MAX_KNOWN_OPTIONS });
   return (request) => {
-    const text = source === 'path' ? optionHeadersOf(request.headers) : queryOf(behindOf(request));
-    if (text === undefined) return new Failure('invalid_request', `Write the path as ${AUTHORIZE_PATH}.`);
+    const behind = behindOf(request);
+    // What the router made of other spellings is nothing to go by.
+    if (behind === undefined) return new Failure('invalid_request', `Write the path as ${AUTHORIZE_PATH}.`);
+    const text = source === 'path' ? optionHeadersOf(request.headers) : queryOf(behind);
     const held = known.get(text);
     if (held !== undefined) return held;
     const read = readOptionText(text);
@@ -279,9 +281,9 @@ function readOptionText(text: string): Options | Failure {
   }
 }
 
-function queryOf(behind: string | undefined): string | undefined {
-  const from = behind?.indexOf('?') ?? -1;
-  return from < 0 ? behind && '' : behind?.slice(from + 1);
+function queryOf(behind: string): string {
+  const from = behind.indexOf('?');
+  return from < 0 ? '' : behind.slice(from + 1);
 }
 
 /** The options of a gateway that can set no query, written as one. */

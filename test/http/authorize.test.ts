@@ -475,6 +475,12 @@ describe('AUTHORIZE_SOURCE', () => {
     for (const query of ['', '/', '?a=b', '/?a=b']) expect((await ask(root, query)).status, query).toBe(200);
     expect((await ask(root, '/', {}, 'PROPFIND')).status).toBe(200);
 
+    const respelled = await on.app.inject({
+      url: '/v1/%61uthorize',
+      headers: { authorization: `Bearer ${root}`, 'x-claviger-service-key': on.adminToken },
+    });
+    expect([respelled.statusCode, respelled.json().code]).toEqual([403, 'forbidden']);
+
     const scoped = await on.createKey({ scopes: ['read', 'write'], workspace_id: 'ws_path' });
     const options = (headers: Record<string, string>) => ask(scoped.token, '/x', headers);
     for (const scope of ['read', 'read write', 'read, write', 'write,read']) {
