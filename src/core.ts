@@ -35,7 +35,7 @@ import { countUncoveredSecrets, storeSecret } from './storage/key-secrets.ts';
 import { readDatabaseTime } from './storage/keys.ts';
 import { migrateDatabase } from './storage/migrations.ts';
 import { PARTITIONED_TABLES } from './storage/partitions.ts';
-import { exchangeQuota, openCounters } from './storage/rate-windows.ts';
+import { exchangeQuota } from './storage/rate-windows.ts';
 import { forgetExpiredTokens } from './storage/revoked-tokens.ts';
 import { loadCatalogue } from './storage/scopes.ts';
 import { type CatalogueCache, createCatalogueCache } from './verification/catalogue-cache.ts';
@@ -167,10 +167,7 @@ async function assemble(
     broken,
   });
   const quota = createQuota({
-    store: {
-      open: (counters) => database.read((executor) => openCounters(executor, counters)),
-      exchange: (asks) => database.read((executor) => exchangeQuota(executor, asks)),
-    },
+    exchange: (asks) => database.read((executor) => exchangeQuota(executor, asks)),
     onOutage: config.RATE_LIMIT_ON_OUTAGE,
     capacity: config.CACHED_KEYS,
     observer,

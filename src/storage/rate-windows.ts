@@ -29,7 +29,7 @@ export interface Ask extends Counter {
   readonly callAgain: boolean;
 }
 
-export interface Grant extends Counter {
+export interface Grant {
   readonly windowStart: number;
   /** Until the window ends, from some moment after the statement was sent. */
   readonly msLeft: number;
@@ -63,94 +63,118 @@ export function readQuotaNotice(payload: string): QuotaNotice | undefined {
   return { kind, windowSeconds: Number(windowSeconds), subject };
 }
 
-/** Makes counters that do not exist yet; none of them has granted anything then. */
-export async function openCounters(executor: Executor, counters: readonly Counter[]): Promise<void> {
-  await executor.execute(sql`
-    INSERT INTO ${rateWindows} (subject, window_seconds, window_start, leased, stocked, wanted)
-    SELECT subject, window_seconds, 0, 0, 0, false
-      FROM unnest(${column(counters, 'subject')}::text[], ${column(counters, 'windowSeconds')}::int[])
-           AS counter (subject, window_seconds)
-     ORDER BY subject, window_seconds
-    ON CONFLICT DO NOTHING`);
-}
-
 /**
  * Takes back, and grants: for all counters asked about in one statement, each named once. `leased` never passes the
- * limit. A counter that does not exist has no answer.
+ * limit. Answers one grant for each ask, in their order; `undefined` where the counter was new: it is there from now
+ * on, and has granted nothing.
  *
- * Rows are locked in one order, so that no two statements lock each other out. The window is that of the database's
- * clock, read under the lock. A row that is one window ahead of that stays where it is: the statement waited for the
- * lock while the window turned, or the clock was set back a little. Nothing is forgotten by a commit that was
- * answered, whatever the server's setting is.
+ * There is no join in it whose plan could differ: each row is found by the primary key, locked, and only then computed
+ * from, so that two statements never take the same quota. Rows are locked in the order of their names by code unit,
+ * which is the same for every instance, so that no two wait for each other. The window is that of the database's clock,
+ * read under the lock. A row that is one window ahead of that stays where it is: the statement waited for the lock
+ * while the window turned, or the clock was set back a little. Nothing is forgotten by a commit that was answered,
+ * whatever the server's setting is.
+ *
+ * OFFSET 0 has each step computed once. Without it the planner puts every step into all that follow from it.
  */
-export async function exchangeQuota(executor: Executor, asks: readonly Ask[]): Promise<Grant[]> {
-  const { rows } = await executor.execute<Pick<Grant, keyof Grant>>(sql`
-    WITH asked AS MATERIALIZED (
-      SELECT ask.*, set_config('synchronous_commit', 'on', true)
-        FROM unnest(${column(asks, 'subject')}::text[], ${column(asks, 'windowSeconds')}::int[],
-                    ${column(asks, 'limit')}::bigint[], ${column(asks, 'uses')}::bigint[],
-                    ${column(asks, 'cost')}::bigint[], ${column(asks, 'stock')}::bigint[],
-                    ${column(asks, 'windowStart')}::bigint[], ${column(asks, 'handedIn')}::bigint[],
-                    ${column(asks, 'unstocked')}::bigint[], ${column(asks, 'holds')}::boolean[],
-                    ${column(asks, 'callAgain')}::boolean[])
-             AS ask (subject, window_seconds, quota, uses, cost, stock, of_window, handed_in, unstocked, holds,
-                     call_again)
-    ), locked AS MATERIALIZED (
-      SELECT ordered.*, held.window_start, held.leased, held.stocked, held.wanted
-        FROM (SELECT * FROM asked ORDER BY subject, window_seconds) AS ordered
+export async function exchangeQuota(
+  executor: Executor,
+  asks: readonly Ask[],
+): Promise<(Grant | undefined)[]> {
+  const places = asks.map((_, place) => place).sort((one, other) => compareNames(asks[one], asks[other]));
+  const ordered = places.flatMap((place) => asks[place] ?? []);
+  const { rows } = await executor.execute<Pick<AnsweredRow, keyof AnsweredRow>>(sql`
+    INSERT INTO rate_windows AS counter
+           (subject, window_seconds, window_start, leased, stocked, wanted, nth)
+    SELECT subject, window_seconds, ${NEW_WINDOW_START}::bigint, 0, 0, false, nth
+      FROM unnest(${sql.param(ordered.map(({ subject }) => subject))}::text[], ${column(ordered, 'windowSeconds')}::int[])
+           WITH ORDINALITY AS named (subject, window_seconds, nth)
+     CROSS JOIN (SELECT set_config('synchronous_commit', 'on', true)) AS durable
+     ORDER BY nth
+    ON CONFLICT (subject, window_seconds) DO UPDATE
+    SET (window_start, leased, stocked, wanted, nth, granted_uses, granted_stock, calls, returns) = (
+      SELECT start, before + served * cost + taken,
+             in_stock + taken + CASE WHEN holds THEN served * cost ELSE 0 END,
+             is_wanted, excluded.nth, served, taken,
+             is_short AND in_stock > 0 AND (call_again OR NOT was_wanted),
+             was_wanted AND has_returned
+        FROM (
+          SELECT (${column(ordered, 'limit')}::bigint[])[excluded.nth] AS quota,
+                 (${column(ordered, 'uses')}::bigint[])[excluded.nth] AS uses,
+                 (${column(ordered, 'cost')}::bigint[])[excluded.nth] AS cost,
+                 (${column(ordered, 'stock')}::bigint[])[excluded.nth] AS stock,
+                 (${column(ordered, 'windowStart')}::bigint[])[excluded.nth] AS of_window,
+                 (${column(ordered, 'handedIn')}::bigint[])[excluded.nth] AS handed_in,
+                 (${column(ordered, 'unstocked')}::bigint[])[excluded.nth] AS unstocked,
+                 (${column(ordered, 'holds')}::boolean[])[excluded.nth] AS holds,
+                 (${column(ordered, 'callAgain')}::boolean[])[excluded.nth] AS call_again,
+                 floor(date_part('epoch', clock_timestamp()))::bigint / counter.window_seconds
+                   * counter.window_seconds AS by_clock
+          OFFSET 0
+        ) AS asked
        CROSS JOIN LATERAL (
-         SELECT * FROM rate_windows AS counter
-          WHERE counter.subject = ordered.subject AND counter.window_seconds = ordered.window_seconds
-            FOR NO KEY UPDATE
-       ) AS held
-    ), timed AS MATERIALIZED (
-      SELECT locked.*, extract(epoch FROM clock_timestamp()) AS now FROM locked
-    ), placed AS (
-      SELECT timed.*, floor(now / window_seconds)::bigint * window_seconds AS by_clock FROM timed
-    ), current AS (
-      SELECT placed.*,
-             CASE WHEN window_start IN (by_clock, by_clock + window_seconds) THEN window_start ELSE by_clock END AS start
-        FROM placed
-    ), settled AS (
-      SELECT current.*,
-             CASE WHEN window_start <> start THEN 0
-                  ELSE greatest(0, leased - CASE WHEN of_window = start THEN handed_in ELSE 0 END) END AS before,
-             CASE WHEN window_start <> start THEN 0
-                  ELSE greatest(0, stocked - CASE WHEN of_window = start THEN unstocked ELSE 0 END) END AS in_stock,
-             window_start = start AND wanted AS was_wanted,
-             window_start = start AND of_window = start AND (handed_in > 0 OR unstocked > 0) AS has_returned
-        FROM current
-    ), served AS (
-      SELECT settled.*, least(uses, greatest(0, quota - before) / cost) AS served FROM settled
-    ), filled AS (
-      SELECT served.*, was_wanted OR (served < uses AND cost <= quota) AS is_wanted,
-             served < uses AND cost <= quota AND in_stock > 0 AND (call_again OR NOT was_wanted) AS calls
-        FROM served
-    ), topped AS (
-      SELECT filled.*,
-             CASE WHEN is_wanted THEN 0 ELSE least(stock, greatest(0, quota - before - served * cost) / 4) END AS taken
-        FROM filled
-    ), granted AS MATERIALIZED (
-      SELECT topped.*, before + served * cost + taken AS now_leased,
-             in_stock + taken + CASE WHEN holds THEN served * cost ELSE 0 END AS now_stocked
-        FROM topped
-    ), written AS (
-      UPDATE rate_windows AS counter
-         SET window_start = granted.start, leased = granted.now_leased, stocked = granted.now_stocked,
-             wanted = granted.is_wanted
-        FROM granted
-       WHERE counter.subject = granted.subject AND counter.window_seconds = granted.window_seconds
-         AND (counter.window_start, counter.leased, counter.stocked, counter.wanted) IS DISTINCT FROM
-             (granted.start, granted.now_leased, granted.now_stocked, granted.is_wanted)
+          SELECT CASE WHEN counter.window_start IN (by_clock, by_clock + counter.window_seconds)
+                      THEN counter.window_start ELSE by_clock END AS start
+          OFFSET 0
+        ) AS placed
+       CROSS JOIN LATERAL (
+          SELECT CASE WHEN counter.window_start <> start THEN 0
+                      ELSE greatest(0, counter.leased - CASE WHEN of_window = start THEN handed_in ELSE 0 END)
+                 END AS before,
+                 CASE WHEN counter.window_start <> start THEN 0
+                      ELSE greatest(0, counter.stocked - CASE WHEN of_window = start THEN unstocked ELSE 0 END)
+                 END AS in_stock,
+                 counter.window_start = start AND counter.wanted AS was_wanted,
+                 counter.window_start = start AND of_window = start AND (handed_in > 0 OR unstocked > 0) AS has_returned
+          OFFSET 0
+        ) AS settled
+       CROSS JOIN LATERAL (SELECT least(uses, greatest(0, quota - before) / cost) AS served OFFSET 0) AS served
+       CROSS JOIN LATERAL (SELECT served < uses AND cost <= quota AS is_short OFFSET 0) AS filled
+       CROSS JOIN LATERAL (SELECT was_wanted OR is_short AS is_wanted OFFSET 0) AS judged
+       CROSS JOIN LATERAL (
+          SELECT CASE WHEN is_wanted THEN 0 ELSE least(stock, greatest(0, quota - before - served * cost) / 4)
+                 END AS taken
+          OFFSET 0
+        ) AS topped
     )
-    SELECT subject, window_seconds AS "windowSeconds", start::float8 AS "windowStart",
-           ((start + window_seconds - now) * 1000)::float8 AS "msLeft", served::float8 AS uses, taken::float8 AS stock,
-           greatest(0, quota - now_leased)::float8 AS left, now_stocked::float8 AS stocked, is_wanted AS wanted,
-           CASE WHEN calls THEN pg_notify(${QUOTA_CHANNEL}, concat_ws(' ', 'call', window_seconds, subject)) END,
-           CASE WHEN was_wanted AND has_returned
-                THEN pg_notify(${QUOTA_CHANNEL}, concat_ws(' ', 'returned', window_seconds, subject)) END
-      FROM granted`);
-  return rows;
+    RETURNING nth, window_start::float8 AS "windowStart",
+              (window_start + window_seconds - date_part('epoch', clock_timestamp())) * 1000 AS "msLeft",
+              granted_uses::float8 AS uses, granted_stock::float8 AS stock, leased::float8 AS leased,
+              stocked::float8 AS stocked, wanted,
+              CASE WHEN calls THEN pg_notify(${QUOTA_CHANNEL}, concat_ws(' ', 'call', window_seconds, subject)) END,
+              CASE WHEN returns THEN pg_notify(${QUOTA_CHANNEL}, concat_ws(' ', 'returned', window_seconds, subject)) END`);
+  const grants = new Array<Grant | undefined>(asks.length).fill(undefined);
+  for (const { nth, leased, windowStart, msLeft, uses, stock, stocked, wanted } of rows) {
+    const place = places[nth - 1];
+    const ask = ordered[nth - 1];
+    if (place === undefined || ask === undefined || windowStart === NEW_WINDOW_START) continue;
+    const left = Math.max(0, ask.limit - leased);
+    grants[place] = { windowStart, msLeft, uses, stock, left, stocked, wanted };
+  }
+  return grants;
+}
+
+/** A row as an exchange left it. */
+interface AnsweredRow extends Omit<Grant, 'left'> {
+  readonly nth: number;
+  readonly leased: number;
+}
+
+/** What a new counter says of its window: one that is long over. */
+const NEW_WINDOW_START = 0;
+
+function compareNames(one: Counter | undefined, other: Counter | undefined): number {
+  if (one === undefined || other === undefined) return 0;
+  if (one.subject !== other.subject) return one.subject < other.subject ? -1 : 1;
+  return one.windowSeconds - other.windowSeconds;
+}
+
+/** An array of numbers or booleans as PostgreSQL reads it: a tenth of the time that pg takes, which looks for quotes. */
+function column(
+  asks: readonly Ask[],
+  name: { [Name in keyof Ask]: Ask[Name] extends number | boolean ? Name : never }[keyof Ask],
+) {
+  return `{${asks.map((ask) => ask[name]).join()}}`;
 }
 
 /** How a counter stands; nothing is spent. */
@@ -208,8 +232,4 @@ export async function forgetCounters(
        ORDER BY subject, window_seconds FOR UPDATE SKIP LOCKED
     ) AND ${isOld}`);
   return { deleted: rowCount ?? 0, last };
-}
-
-function column<Row, Name extends keyof Row>(rows: readonly Row[], name: Name) {
-  return sql.param(rows.map((row) => row[name]));
 }

@@ -545,6 +545,15 @@ export const rateWindows = pgTable(
     stocked: bigint({ mode: 'number' }).notNull(),
     /** Whether somebody asked for more than was left: from then on nothing is taken into stock, and returns are notified. */
     wanted: boolean().notNull(),
+    /*
+     * What the last exchange answered. The statement that writes a row can tell of nothing but the row: which of its
+     * asks it was, what it was granted, and whether a call or a return is to be notified.
+     */
+    nth: integer().notNull().default(0),
+    grantedUses: bigint('granted_uses', { mode: 'number' }).notNull().default(0),
+    grantedStock: bigint('granted_stock', { mode: 'number' }).notNull().default(0),
+    calls: boolean().notNull().default(false),
+    returns: boolean().notNull().default(false),
   },
   (table) => [
     primaryKey({ columns: [table.subject, table.windowSeconds] }),

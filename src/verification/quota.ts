@@ -76,12 +76,6 @@ export interface Quota extends Memory {
   load(): { accounts: number; waiting: number; away: boolean };
 }
 
-/** What the database does for quota (storage/rate-windows.ts). */
-export interface QuotaStore {
-  open(counters: readonly Counter[]): Promise<void>;
-  exchange(asks: readonly Ask[]): Promise<readonly Grant[]>;
-}
-
 export interface QuotaClock {
   /** Monotonic, in milliseconds. */
   now(): number;
@@ -92,7 +86,8 @@ export interface QuotaClock {
 }
 
 export interface QuotaOptions {
-  readonly store: QuotaStore;
+  /** Asks the database (storage/rate-windows.ts): one answer for each ask, `undefined` where it is to be asked again. */
+  exchange(asks: readonly Ask[]): Promise<readonly (Grant | undefined)[]>;
   readonly clock?: QuotaClock;
   readonly onOutage: 'allow' | 'refuse';
   /** How many keys, and how many workspaces, are kept in mind; the least recently used go first. */
@@ -142,8 +137,6 @@ interface Account extends Counter {
   readonly epoch: number;
   /** Nobody finds it any more. */
   detached: boolean;
-  /** Whether its counter is known to exist. */
-  opened: boolean;
   windowStart: number;
   /** Monotonic time at which all that follows is void. */
   diesAt: number;
@@ -201,7 +194,7 @@ interface Sent {
 }
 
 export function createQuota(options: QuotaOptions): Quota {
-  const { store, onOutage, capacity, observer, report } = options;
+  const { onOutage, capacity, observer, report } = options;
   const clock = options.clock ?? REAL_CLOCK;
   const keys = new LRUCache<string, Account>({ max: capacity, dispose: detach });
   const workspaces = new LRUCache<string, Account>({ max: capacity, dispose: detach });
@@ -437,15 +430,14 @@ export function createQuota(options: QuotaOptions): Quota {
     }
   }
 
-  /** Those who have waited longest; a counter once, since a statement can change a row once. */
+  /** Those who have waited longest; each subject once, since a statement can change a row once. */
   function nextBatch(): Account[] {
     const batch = new Map<string, Account>();
     for (const account of queue) {
-      const name = `${account.windowSeconds} ${account.subject}`;
-      if (batch.has(name)) continue;
+      if (batch.has(account.subject)) continue;
       queue.delete(account);
       account.queued = false;
-      if (needs(account)) batch.set(name, account);
+      if (needs(account)) batch.set(account.subject, account);
       if (batch.size === ACCOUNTS_PER_STATEMENT) break;
     }
     return [...batch.values()];
@@ -464,15 +456,12 @@ export function createQuota(options: QuotaOptions): Quota {
     const startedAt = clock.now();
     let sent: readonly Sent[] = [];
     try {
-      const unopened = batch.filter((account) => !account.opened);
-      if (unopened.length > 0) await within(store.open(unopened));
       sent = batch.map(compose);
       const asked = sent;
-      const answer = store.exchange(asked.map(({ ask }) => ask));
+      const answer = options.exchange(asked.map(({ ask }) => ask));
       const grants = await within(answer, (late) => handInLate(asked, late));
       observer.exchanged({ counters: batch.length, tookMs: clock.now() - startedAt });
-      const found = new Map(grants.map((grant) => [nameOf(grant), grant]));
-      for (const one of sent) receive(one, found.get(nameOf(one.ask)));
+      for (const [place, one] of sent.entries()) receive(one, grants[place]);
     } catch (cause) {
       lose(batch, sent, cause);
     }
@@ -564,12 +553,10 @@ export function createQuota(options: QuotaOptions): Quota {
   function receive({ account, ask, served, kept, at }: Sent, grant: Grant | undefined): void {
     account.asking = false;
     if (grant === undefined) {
-      // Its counter was deleted since, or is new.
-      account.opened = false;
+      // Its counter was new, or had been deleted since. It is there now.
       enqueue(account);
       return;
     }
-    account.opened = true;
     const isKept = grant.windowStart === account.windowStart;
     if (!isKept) {
       account.stock = 0;
@@ -691,7 +678,7 @@ export function createQuota(options: QuotaOptions): Quota {
   async function probe(): Promise<void> {
     if (away === undefined || closed) return;
     try {
-      await within(store.exchange([]));
+      await within(options.exchange([]));
     } catch {
       clock.after(PROBE_EVERY_MS, () => void probe());
       return;
@@ -703,18 +690,18 @@ export function createQuota(options: QuotaOptions): Quota {
   }
 
   /** An answer that nobody waited for any more. What it granted is nobody's, and goes back. */
-  function handInLate(sent: readonly Sent[], grants: readonly Grant[]): void {
+  function handInLate(sent: readonly Sent[], grants: readonly (Grant | undefined)[]): void {
     const now = clock.now();
-    const costs = new Map(sent.map(({ ask }) => [nameOf(ask), ask.cost]));
-    for (const grant of grants) {
-      const limit = { limit: Number.MAX_SAFE_INTEGER, window_seconds: grant.windowSeconds };
-      const ghost = newAccount(grant.subject, limit, UNLEASED);
+    for (const [place, { ask }] of sent.entries()) {
+      const grant = grants[place];
+      if (grant === undefined) continue;
+      const limit = { limit: Number.MAX_SAFE_INTEGER, window_seconds: ask.windowSeconds };
+      const ghost = newAccount(ask.subject, limit, UNLEASED);
       ghost.detached = true;
-      ghost.opened = true;
       ghost.windowStart = grant.windowStart;
       ghost.diesAt = now + grant.msLeft;
       ghost.told = grant.stock;
-      ghost.stock = grant.stock + grant.uses * (costs.get(nameOf(grant)) ?? 0);
+      ghost.stock = grant.stock + grant.uses * ask.cost;
       handInSoon(ghost);
     }
   }
@@ -821,10 +808,6 @@ function subjectNamed(subject: string): { kind: 'key' | 'workspace'; id: string 
     : { kind: 'key', id: subject };
 }
 
-function nameOf({ subject, windowSeconds }: Counter): string {
-  return `${windowSeconds} ${subject}`;
-}
-
 function newAccount(subject: string, limit: RateLimit, epoch: number): Account {
   return {
     subject,
@@ -832,7 +815,6 @@ function newAccount(subject: string, limit: RateLimit, epoch: number): Account {
     windowSeconds: limit.window_seconds,
     epoch,
     detached: false,
-    opened: false,
     windowStart: 0,
     diesAt: 0,
     stock: 0,

@@ -45,7 +45,6 @@ export function exchangeOf(
       wanted: isWanted,
     },
     grant: {
-      ...counter,
       windowStart,
       msLeft: windowStart * 1000 + lengthMs - nowMs,
       uses,

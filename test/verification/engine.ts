@@ -12,7 +12,7 @@ import { connectionTo } from '../../src/storage/connection.ts';
 import { createDatabase, type Database } from '../../src/storage/database.ts';
 import { storeSecret } from '../../src/storage/key-secrets.ts';
 import type { Subject } from '../../src/storage/membership.ts';
-import { exchangeQuota, openCounters } from '../../src/storage/rate-windows.ts';
+import { exchangeQuota } from '../../src/storage/rate-windows.ts';
 import { loadCatalogue } from '../../src/storage/scopes.ts';
 import { createCatalogueCache } from '../../src/verification/catalogue-cache.ts';
 import {
@@ -115,10 +115,7 @@ export async function openEngine(test: TestDatabase, options: EngineOptions = {}
   const hasher = options.wrapHasher?.(plainHasher) ?? plainHasher;
   const reports: string[] = [];
   const quota = createQuota({
-    store: {
-      open: (counters) => database.read((executor) => openCounters(executor, counters)),
-      exchange: (asks) => database.read((executor) => exchangeQuota(executor, asks)),
-    },
+    exchange: (asks) => database.read((executor) => exchangeQuota(executor, asks)),
     onOutage: 'refuse',
     capacity: options.capacity ?? 1000,
     observer,

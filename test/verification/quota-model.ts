@@ -114,10 +114,7 @@ export function createWorld({ instances: count, limits: first, random, delayMs, 
         });
       });
     instance.quota = createQuota({
-      store: {
-        open: (counters) => send(() => openRows(counters)),
-        exchange: (asks) => send(() => exchangeRows(asks)),
-      },
+      exchange: (asks) => send(() => exchangeRows(asks)),
       clock,
       onOutage: 'refuse',
       capacity: 100,
@@ -127,23 +124,19 @@ export function createWorld({ instances: count, limits: first, random, delayMs, 
     return instance;
   }
 
-  function openRows(counters: readonly Counter[]): void {
-    for (const counter of counters) {
-      const name = nameOf(counter);
-      if (!rows.has(name)) rows.set(name, NEW_COUNTER);
-    }
-  }
-
-  function exchangeRows(asks: readonly Ask[]): Grant[] {
+  function exchangeRows(asks: readonly Ask[]): (Grant | undefined)[] {
     if (new Set(asks.map(nameOf)).size !== asks.length) throw new Error('a row was named twice');
     if (asks.length > 0) statements++;
-    return asks.flatMap((ask) => {
+    return asks.map((ask) => {
       const row = rows.get(nameOf(ask));
-      if (row === undefined) return [];
+      if (row === undefined) {
+        rows.set(nameOf(ask), NEW_COUNTER);
+        return undefined;
+      }
       const done = exchangeOf(row, ask, EPOCH_MS + time);
       rows.set(nameOf(ask), done.row);
       for (const notice of done.notices) broadcast(notice);
-      return [done.grant];
+      return done.grant;
     });
   }
 
