@@ -47,6 +47,8 @@ export interface Bench {
     databaseUrl: string,
     environment?: Record<string, string>,
   ): Promise<Process & { token: string | undefined }>;
+  /** Ends all programs, and connections to databases, that are open. */
+  endAll(): Promise<void>;
   close(): Promise<void>;
 }
 
@@ -65,6 +67,9 @@ export async function openBench(): Promise<Bench> {
   const closers: (() => Promise<void>)[] = [];
   const server = new pg.Client({ connectionString: postgres.url });
   await server.connect();
+  const endAll = async () => {
+    for (const close of closers.splice(0).reverse()) await close();
+  };
 
   return {
     folder,
@@ -73,6 +78,8 @@ export async function openBench(): Promise<Bench> {
       const url = new URL(postgres.url);
       url.pathname = `/${name}`;
       const client = new pg.Client({ connectionString: url.href });
+      // A measurement that fails may leave it at that; the next statement tells.
+      client.on('error', () => undefined);
       await client.connect();
       closers.push(() => client.end());
       return {
@@ -84,7 +91,7 @@ export async function openBench(): Promise<Bench> {
       start(['bench/bare.js', JSON.stringify({ answerBytes, ...select })], {}, closers),
     program: (args, environment = {}) => start(args, environment, closers),
     async service(databaseUrl, environment = {}) {
-      const adminKeyFile = join(folder, `admin-${closers.length}`);
+      const adminKeyFile = join(folder, `admin-${files++}`);
       const started = await start(
         ['dist/cli.js', 'serve'],
         {
@@ -100,8 +107,9 @@ export async function openBench(): Promise<Bench> {
       const token = await readFile(adminKeyFile, 'utf8').catch(() => undefined);
       return { ...started, token: token?.trim() };
     },
+    endAll,
     async close() {
-      for (const close of closers.reverse()) await close();
+      await endAll();
       await server.end();
       await postgres.stop();
       if (postgres.moved) await rm(postgres.folder, { recursive: true, force: true });
@@ -160,6 +168,8 @@ export interface Load {
   readonly amount?: number;
   /** So many requests a second, whatever the answers do; without it, each connection asks as soon as it is answered. */
   readonly rate?: number;
+  /** Whether what is due may be sent a millisecond late, which the latency counts: else a core is busy waiting for it. */
+  readonly isCoarse?: boolean;
 }
 
 export interface LoadResult {

@@ -8,7 +8,7 @@ import { cold, memo } from './figures/cold.ts';
 import { create } from './figures/create.ts';
 import { faults } from './figures/faults.ts';
 import { leaks } from './figures/leaks.ts';
-import { limits } from './figures/limits.ts';
+import { firstUses, limits } from './figures/limits.ts';
 import { memory } from './figures/memory.ts';
 import { outage } from './figures/outage.ts';
 import { recording } from './figures/recording.ts';
@@ -16,6 +16,7 @@ import { requestLogs } from './figures/request-logs.ts';
 import { signals } from './figures/signals.ts';
 import { size, start } from './figures/size.ts';
 import { unminted } from './figures/unminted.ts';
+import { usage } from './figures/usage.ts';
 import { crowd, many, warm } from './figures/warm.ts';
 import { type Bench, openBench } from './harness.ts';
 
@@ -40,7 +41,7 @@ export interface Options {
   readonly cached: number;
   /** How long the database is away, in seconds. */
   readonly outage: number;
-  /** How many entries the request log holds. */
+  /** How many rows the request log holds, and the counts of usage. */
   readonly entries: number;
   /** How many keys there are to look for signals among. */
   readonly keys: number;
@@ -57,6 +58,7 @@ const MEASUREMENTS: Record<string, (bench: Bench, options: Options) => Promise<F
   cold,
   leaks,
   limits,
+  'first-uses': firstUses,
   memory,
   start,
   size,
@@ -67,6 +69,7 @@ const MEASUREMENTS: Record<string, (bench: Bench, options: Options) => Promise<F
   faults,
   'request-logs': requestLogs,
   signals,
+  usage,
 };
 
 const { values, positionals } = parseArgs({
@@ -90,17 +93,21 @@ const options: Options = {
   entries: Number(values.entries),
   keys: Number(values.keys),
 };
-const chosen = positionals.length === 0 ? Object.keys(MEASUREMENTS) : positionals;
+const unknown = positionals.filter((name) => !Object.hasOwn(MEASUREMENTS, name));
+if (unknown.length > 0)
+  throw new Error(`there is no measurement ${unknown.join(', ')}: ${Object.keys(MEASUREMENTS).join(', ')}`);
+const chosen = Object.entries(MEASUREMENTS).filter(
+  ([name]) => positionals.length === 0 || positionals.includes(name),
+);
 
 const bench = await openBench();
 const figures: Figure[] = [];
 try {
-  for (const name of chosen) {
-    const measure = MEASUREMENTS[name];
-    if (measure === undefined)
-      throw new Error(`there is no measurement "${name}": ${Object.keys(MEASUREMENTS).join(', ')}`);
+  for (const [name, measure] of chosen) {
     process.stderr.write(`measuring: ${name}\n`);
-    figures.push(...(await measure(bench, options)));
+    figures.push(...(await measure(bench, options).catch((error) => [unmeasured(name, error)])));
+    // What it left running, having failed or not, is not to be measured beside the next.
+    await bench.endAll();
   }
 } finally {
   await bench.close();
@@ -120,7 +127,20 @@ await writeFile('bench/results/latest.json', `${JSON.stringify({ ...taken, figur
 // A part of the figures is for whoever works on them.
 if (positionals.length === 0) await keepResults();
 // Sockets that a fault left half open would keep the process for as long as they live.
-process.exit();
+process.exit(figures.some(({ value }) => Number.isNaN(value)) ? 1 : 0);
+
+/** A measurement that failed is a figure that was missed; the others go on. */
+function unmeasured(name: string, error: unknown): Figure {
+  const detail = error instanceof Error ? (error.stack ?? error.message) : String(error);
+  process.stderr.write(`${detail}\n`);
+  return {
+    name: `${name}: could not be measured`,
+    value: Number.NaN,
+    unit: '',
+    aim: { text: 'a value', reached: false },
+    detail: (detail.split('\n')[0] ?? '').replaceAll('|', '/').slice(0, 300),
+  };
+}
 
 function tableOf(rows: readonly Figure[]): string {
   const lines = rows.map(({ name, value, unit, aim, control, detail }) => {

@@ -41,16 +41,17 @@ export async function outage(bench: Bench, { outage: outageSeconds }: Options): 
   proxy.cut('reset');
   let isAway = true;
   let [most, pending] = [0, 0];
-  const watching = (async () => {
+  const watch = async () => {
     while (isAway) {
       most = Math.max(most, await heap());
       pending = Math.max(pending, await metric('usage_pending'));
       await sleep(LOOK_EVERY_MS);
     }
-  })();
-  const during = await load(bench, { ...work, seconds: outageSeconds });
-  isAway = false;
-  await watching;
+  };
+  const loading = load(bench, { ...work, seconds: outageSeconds }).finally(() => {
+    isAway = false;
+  });
+  const [during] = await Promise.all([loading, watch()]);
   proxy.deliver();
   await written();
   const [row] = await database.query<{ count: number }>(
