@@ -161,19 +161,22 @@ export function createRequestLog(options: RequestLogOptions): RequestLogKeeper {
 
   return {
     introspected(decision, facts, asking) {
+      const isLogged = !decision.active || (sample > 0 && draw() < sample);
+      const kind = classOf(decision);
+      // First of all: at full load nearly every introspection comes to this.
+      if (rate.isSpent(kind)) {
+        if (isLogged) observer.requestLogsDropped('rate', 1);
+        return;
+      }
       const { record, nowMs } = decision;
       const at = nowMs ?? asking.caller?.now ?? Date.now();
       const keyId = record?.key.id ?? null;
       const told = facts?.ip;
       const pair = keyId === null || told == null ? undefined : pairOf(keyId, told);
       const isUnknown = pair !== undefined && known.get(pair) !== Math.floor(at / DAY_MS);
-      const isLogged = !decision.active || (sample > 0 && draw() < sample);
       if (!isLogged && !isUnknown) return;
 
-      if (!rate.take(classOf(decision))) {
-        if (isLogged) observer.requestLogsDropped('rate', 1);
-        return;
-      }
+      rate.take(kind);
       if (waiting.length >= maxWaiting) {
         if (isLogged) observer.requestLogsDropped('full', 1);
         return;
@@ -277,7 +280,10 @@ function classOf(decision: Decision): Class {
 }
 
 /** Lets so many entries pass within each second, and of each class no more than its share. */
-function createRate(perSecond: number, clock: () => number): { take(kind: Class): boolean } {
+function createRate(
+  perSecond: number,
+  clock: () => number,
+): { isSpent(kind: Class): boolean; take(kind: Class): void } {
   const most = (kind: Class) => Math.max(1, Math.floor(perSecond * SHARES[kind]));
   const mostOf = {
     allowed: most('allowed'),
@@ -285,21 +291,22 @@ function createRate(perSecond: number, clock: () => number): { take(kind: Class)
     rate_limited: most('rate_limited'),
     refused: most('refused'),
   };
-  let second = Number.NaN;
+  let endsAt = Number.NEGATIVE_INFINITY;
   let taken = 0;
   const takenOf: Record<Class, number> = { allowed: 0, invalid: 0, rate_limited: 0, refused: 0 };
   return {
-    take(kind) {
-      const now = Math.floor(clock() / 1000);
-      if (now !== second) {
-        second = now;
+    isSpent(kind) {
+      const now = clock();
+      if (now >= endsAt) {
+        endsAt = (Math.floor(now / 1000) + 1) * 1000;
         taken = 0;
         takenOf.allowed = takenOf.invalid = takenOf.rate_limited = takenOf.refused = 0;
       }
-      if (taken >= perSecond || takenOf[kind] >= mostOf[kind]) return false;
+      return taken >= perSecond || takenOf[kind] >= mostOf[kind];
+    },
+    take(kind) {
       taken++;
       takenOf[kind]++;
-      return true;
     },
   };
 }
