@@ -38,7 +38,13 @@ export async function signals(bench: Bench, { keys, rounds }: Options): Promise<
   const database = await bench.createDatabase('signals');
   const service = await bench.service(database.url);
   const token = service.token ?? '';
-  await fillWithKeys(database, { count: keys, workspaces: WORKSPACES, madeDaysAgo: 200, expiring: true });
+  await fillWithKeys(database, {
+    count: keys,
+    workspaces: WORKSPACES,
+    madeDaysAgo: 200,
+    expiring: true,
+    listed: false,
+  });
   await fillWithEvents(database, keys);
   const bound = await Promise.all([1, 10, 100].map((count) => boundCaller(service, token, count)));
 
@@ -117,7 +123,7 @@ export async function signals(bench: Bench, { keys, rounds }: Options): Promise<
 
 /** For a tenth of the keys a growth and a new address within the last week, and as many addresses with failures. */
 async function fillWithEvents({ query }: BenchDatabase, keys: number): Promise<void> {
-  const someKeys = `(SELECT key_id, workspace_id, row_number() OVER () AS n FROM watched_keys TABLESAMPLE BERNOULLI (10) REPEATABLE (7)) AS some`;
+  const someKeys = `(SELECT key_id, workspace_id, row_number() OVER () AS n FROM watched_keys TABLESAMPLE BERNOULLI (10) REPEATABLE (7)) AS picked`;
   await query(`
     INSERT INTO key_growths (hour, key_id, workspace_id, busiest)
       SELECT date_trunc('hour', now()) - n % 160 * interval '1 hour', key_id, workspace_id, 100 FROM ${someKeys};

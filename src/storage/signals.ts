@@ -74,7 +74,7 @@ const LISTS: Readonly<Record<SignalRule, List>> = {
     const { rows } = await executor.execute<KeyRow & { since: number; last_used: number | null }>(
       statementOf(page, {
         select: sql`${ms(sql`idle_day`)} AS since, key_id AS tie, key_id, workspace_id, ${LAST_USED} AS last_used`,
-        from: sql`watched_keys AS listed`,
+        from: sql`watched_keys`,
         where: sql`${after(page, 'unused', { column: sql`idle_day`, tie: sql`key_id`, tieType: 'uuid', shiftMs })}
         AND idle_day <= ${time(page.nowMs - shiftMs)} AND ${isUnexpired(page.nowMs)}
         -- What the day says is true, unless an instance of a former release was told of a use.
@@ -96,7 +96,7 @@ const LISTS: Readonly<Record<SignalRule, List>> = {
     const { rows } = await executor.execute<KeyRow & { last_used: number | null }>(
       statementOf(page, {
         select: sql`key_id AS tie, key_id, workspace_id, ${LAST_USED} AS last_used`,
-        from: sql`watched_keys AS listed`,
+        from: sql`watched_keys`,
         where: sql`${afterKey(page, 'rotation_due', shiftMs)}
         AND key_id < ${uuidFloor(page.nowMs - shiftMs + 1)}::uuid AND ${isUnexpired(page.nowMs)}`,
         order: ['key_id'],
@@ -116,7 +116,7 @@ const LISTS: Readonly<Record<SignalRule, List>> = {
     const { rows } = await executor.execute<KeyRow & { expires: number; last_used: number | null }>(
       statementOf(page, {
         select: sql`${ms(sql`expires_at`)} AS expires, key_id AS tie, key_id, workspace_id, ${LAST_USED} AS last_used`,
-        from: sql`watched_keys AS listed`,
+        from: sql`watched_keys`,
         where: sql`${after(page, 'expiring', { column: sql`expires_at`, tie: sql`key_id`, tieType: 'uuid', shiftMs })}
         AND expires_at > ${time(page.nowMs)} AND expires_at <= ${time(page.nowMs - shiftMs)}`,
         order: ['expires_at', 'key_id'],
@@ -137,7 +137,7 @@ const LISTS: Readonly<Record<SignalRule, List>> = {
         select: sql`${ms(sql`hour`)} AS since, key_id AS tie, key_id, workspace_id, busiest::float8 AS busiest,
         (SELECT coalesce(sum(count), 0) FROM usage WHERE usage.workspace_id = listed.workspace_id
           AND usage.key_id = listed.key_id AND usage.hour = listed.hour)::float8 AS requests`,
-        from: sql`key_growths AS listed`,
+        from: sql`key_growths`,
         where: sql`${after(page, 'growth', { column: sql`hour`, tie: sql`key_id`, tieType: 'uuid' })}
         AND hour >= ${time(recentSince(page))}`,
         order: ['hour', 'key_id'],
@@ -158,7 +158,7 @@ const LISTS: Readonly<Record<SignalRule, List>> = {
     >(
       statementOf(page, {
         select: sql`${ms(sql`at`)} AS since, id AS tie, key_id, workspace_id, ip, code`,
-        from: sql`request_logs AS listed`,
+        from: sql`request_logs`,
         where: sql`${after(page, 'new_address', { column: sql`at`, tie: sql`id`, tieType: 'uuid' })}
         AND ip_is_further AND at >= ${time(recentSince(page))} AND id >= ${uuidFloor(recentSince(page))}::uuid`,
         order: ['at', 'id'],
@@ -189,7 +189,7 @@ const LISTS: Readonly<Record<SignalRule, List>> = {
         {
           select: sql`${ms(sql`window_start`)} AS since, ip AS tie, introspections::float8 AS introspections,
           calls::float8 AS calls`,
-          from: sql`failed_authentications AS listed`,
+          from: sql`failed_authentications`,
           where: sql`${after(page, 'failed_authentication', { column: sql`window_start`, tie: sql`ip`, tieType: 'text' })}
           AND is_burst AND window_start >= ${time(recentSince(page))}`,
           order: ['window_start', 'ip'],
@@ -217,8 +217,10 @@ function ofKey(row: KeyRow): OfKey & { tie: string } {
 }
 
 interface RuleQuery {
+  /** Of `listed`, the rows of the page: what is looked up besides is looked up for those alone. */
   readonly select: SQL;
   readonly from: SQL;
+  /** Of `listed`, the table. */
   readonly where: SQL;
   /** The columns of its index, which the list is read backwards by. */
   readonly order: readonly string[];
@@ -232,17 +234,20 @@ function statementOf(
   const newestFirst = sql.raw(order.map((column) => `${column} DESC`).join(', '));
   if (workspaceIds === null) {
     const isShown = includeSystem ? sql`true` : sql`workspace_id <> ${SYSTEM_WORKSPACE}`;
-    return sql`SELECT ${select} FROM ${from} WHERE ${where} AND ${isShown} ORDER BY ${newestFirst} LIMIT ${limit}`;
+    return sql`
+      SELECT ${select} FROM (
+        SELECT * FROM ${from} AS listed WHERE ${where} AND ${isShown} ORDER BY ${newestFirst} LIMIT ${limit}) AS listed
+      ORDER BY ${newestFirst}`;
   }
-  const kept = sql.raw(order.map((column) => `${column} AS ${column}_`).join(', '));
-  const newestOfAll = sql.raw(order.map((column) => `newest.${column}_ DESC`).join(', '));
   // Where the planner sees the number, it may read all of a workspace and sort that (see listKeys).
   return sql`
-    SELECT newest.* FROM unnest(${sql.param([...new Set(workspaceIds)])}::text[]) AS visible(id)
-    CROSS JOIN LATERAL (
-      SELECT ${select}, ${kept} FROM ${from} WHERE workspace_id = visible.id AND ${where}
-      ORDER BY ${newestFirst} LIMIT (SELECT ${limit}::bigint)) AS newest
-    ORDER BY ${newestOfAll} LIMIT ${limit}`;
+    SELECT ${select} FROM (
+      SELECT newest.* FROM unnest(${sql.param([...new Set(workspaceIds)])}::text[]) AS visible(id)
+      CROSS JOIN LATERAL (
+        SELECT * FROM ${from} AS listed WHERE workspace_id = visible.id AND ${where}
+        ORDER BY ${newestFirst} LIMIT (SELECT ${limit}::bigint)) AS newest
+      ORDER BY ${newestFirst} LIMIT ${limit}) AS listed
+    ORDER BY ${newestFirst}`;
 }
 
 /** What of a rule comes behind the place where the page begins: of a rule that is named before, the same time is over. */
