@@ -34,85 +34,106 @@ const days = (what: string) => z.int().describe(what);
 
 const ofKey = { workspace_id: workspaceId, key_id: schemas.keyId, ip: ofNoAddress };
 
+const THRESHOLD = 'From when on it is a signal: settings of the deployment.';
+const EVIDENCE = 'What the rule saw.';
+
 const signalOutput = z
   .discriminatedUnion('rule', [
     z
       .object({
         rule: z.literal('unused').describe('An active key that nobody uses.'),
-        threshold: z.object({ unused_days: days('Whole days of UTC without a use.') }),
+        threshold: z.object({ unused_days: days('Whole days of UTC without a use.') }).describe(THRESHOLD),
         ...ofKey,
         since: since('When it had not been used for so long.'),
-        evidence: z.object({ created_at: createdAt, last_used: lastUsed }),
+        evidence: z.object({ created_at: createdAt, last_used: lastUsed }).describe(EVIDENCE),
       })
       .meta({ id: 'UnusedSignal', description: 'An active key that was not used for long.' }),
     z
       .object({
         rule: z.literal('rotation_due').describe('An active key that is old.'),
-        threshold: z.object({ rotation_due_days: days('The age at which a key is due for rotation.') }),
+        threshold: z
+          .object({ rotation_due_days: days('The age at which a key is due for rotation.') })
+          .describe(THRESHOLD),
         ...ofKey,
         since: since('When it became due.'),
-        evidence: z.object({ created_at: createdAt, last_used: lastUsed }),
+        evidence: z.object({ created_at: createdAt, last_used: lastUsed }).describe(EVIDENCE),
       })
       .meta({ id: 'RotationDueSignal', description: 'An active key that is due for rotation.' }),
     z
       .object({
         rule: z.literal('expiring').describe('An active key without a successor that ends soon.'),
-        threshold: z.object({ expiring_days: days('How long before its expiry a key is told of.') }),
+        threshold: z
+          .object({ expiring_days: days('How long before its expiry a key is told of.') })
+          .describe(THRESHOLD),
         ...ofKey,
         since: since('When its expiry came that near.'),
-        evidence: z.object({
-          expires_at: schemas.timeOutput.describe('From then on the key is refused.'),
-          last_used: lastUsed,
-        }),
+        evidence: z
+          .object({
+            expires_at: schemas.timeOutput.describe('From then on the key is refused.'),
+            last_used: lastUsed,
+          })
+          .describe(EVIDENCE),
       })
       .meta({ id: 'ExpiringSignal', description: 'An active key that expires soon.' }),
     z
       .object({
         rule: z.literal('growth').describe("A key's requests of an hour against those of its own last week."),
-        threshold: z.object({
-          factor: z.int().describe('So many times the requests of the busiest hour of the week before.'),
-          minimum_requests: z.int().describe('And so many requests at least.'),
-        }),
+        threshold: z
+          .object({
+            factor: z.int().describe('So many times the requests of the busiest hour of the week before.'),
+            minimum_requests: z.int().describe('And so many requests at least.'),
+          })
+          .describe(THRESHOLD),
         ...ofKey,
         since: since('The beginning of the hour.'),
-        evidence: z.object({
-          requests: z.int().describe('Introspections of the key within that hour, allowed and refused.'),
-          busiest_hour_before: z.int().describe('The same of the busiest hour of the week before.'),
-        }),
+        evidence: z
+          .object({
+            requests: z.int().describe('Introspections of the key within that hour, allowed and refused.'),
+            busiest_hour_before: z.int().describe('The same of the busiest hour of the week before.'),
+          })
+          .describe(EVIDENCE),
       })
       .meta({ id: 'GrowthSignal', description: "A key's requests have suddenly grown." }),
     z
       .object({
         rule: z.literal('new_address').describe('A key that is in use was used from somewhere else.'),
-        threshold: z.object({ recent_days: days('For how long a new address is told of.') }),
+        threshold: z
+          .object({ recent_days: days('For how long a new address is told of.') })
+          .describe(THRESHOLD),
         workspace_id: workspaceId,
         key_id: schemas.keyId,
         ip: z.string().describe('The address.'),
         since: since('The first use from there.'),
-        evidence: z.object({
-          log_id: z.string().describe('The entry of the request log.'),
-          code: z.enum(logCodes).describe('What that use came to.'),
-        }),
+        evidence: z
+          .object({
+            log_id: z.string().describe('The entry of the request log.'),
+            code: z.enum(logCodes).describe('What that use came to.'),
+          })
+          .describe(EVIDENCE),
       })
       .meta({ id: 'NewAddressSignal', description: 'A key was used from an address that is new for it.' }),
     z
       .object({
         rule: z.literal('failed_authentication').describe('Somebody at an address tries strings.'),
-        threshold: z.object({
-          failures: z.int().describe('So many failures within a window.'),
-          window_minutes: z.int().describe('The length of a window; windows are aligned to the epoch.'),
-        }),
+        threshold: z
+          .object({
+            failures: z.int().describe('So many failures within a window.'),
+            window_minutes: z.int().describe('The length of a window; windows are aligned to the epoch.'),
+          })
+          .describe(THRESHOLD),
         workspace_id: z.null().describe('What is no key is of no workspace.'),
         key_id: z.null().describe('What is no key has no id.'),
         ip: z.string().describe('The address; of IPv6 its /64.'),
         since: since('The beginning of the window.'),
-        evidence: z.object({
-          until: schemas.timeOutput.describe('The end of the window.'),
-          introspections: z
-            .int()
-            .describe('Introspections from there that came to `invalid`, by `request.ip`.'),
-          calls: z.int().describe("Calls of Claviger's own API from there without a valid service key."),
-        }),
+        evidence: z
+          .object({
+            until: schemas.timeOutput.describe('The end of the window.'),
+            introspections: z
+              .int()
+              .describe('Introspections from there that came to `invalid`, by `request.ip`.'),
+            calls: z.int().describe("Calls of Claviger's own API from there without a valid service key."),
+          })
+          .describe(EVIDENCE),
       })
       .meta({ id: 'FailedAuthenticationSignal', description: 'A burst of failed authentications.' }),
   ])
