@@ -27,7 +27,7 @@ describe.each(documents)('%s', async (document) => {
   });
 
   test('names source files and folders that are there', () => {
-    const paths = [...text.matchAll(/`((?:src|test|docs|migrations|bench|scripts)\/[\w./-]*)`/g)].map(
+    const paths = [...text.matchAll(/`((?:src|test|docs|migrations|bench|scripts|ops)\/[\w./-]*)`/g)].map(
       ([, path]) => path ?? '',
     );
     for (const path of paths) expect(existsSync(join(ROOT, path)), `${document} names ${path}`).toBe(true);
@@ -36,7 +36,7 @@ describe.each(documents)('%s', async (document) => {
   test('has no example that no test knows how to run', async () => {
     for (const { language, where, place } of await readBlocks(document)) {
       expect(['sh', 'json', 'text', 'ts', 'yaml', 'mermaid'], place).toContain(language);
-      expect(['', 'setup', 'docker', 'own-postgres'], place).toContain(where);
+      expect(['', 'setup', 'docker', 'own-postgres', 'operations', 'kubernetes'], place).toContain(where);
     }
   });
 });

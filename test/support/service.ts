@@ -27,6 +27,8 @@ export interface ServiceOptions {
   readonly database: TestDatabase;
   /** The service key that its client uses; default: the first admin key, which then must not exist yet. */
   readonly token?: string;
+  /** Another release's command line. */
+  readonly cli?: string;
   /** Whom its client trusts, where it serves HTTPS. */
   readonly ca?: string;
   readonly environment?: Readonly<Record<string, string>>;
@@ -34,10 +36,10 @@ export interface ServiceOptions {
 
 /** A real process on a free port, killed when the test ends if it still runs then. */
 export async function startService(options: ServiceOptions): Promise<Service> {
-  const { database, token, ca, environment = {} } = options;
+  const { database, token, cli = CLI, ca, environment = {} } = options;
   const folder = await mkdtemp(join(tmpdir(), 'claviger-service-'));
   const adminKeyFile = join(folder, 'admin-key');
-  const child = spawn(process.execPath, [CLI, 'serve'], {
+  const child = spawn(process.execPath, [cli, 'serve'], {
     stdio: ['ignore', 'pipe', 'pipe'],
     env: {
       PATH: process.env.PATH,
@@ -80,8 +82,9 @@ export async function startService(options: ServiceOptions): Promise<Service> {
 export async function runCli(
   args: readonly string[],
   environment: Readonly<Record<string, string>>,
+  cli = CLI,
 ): Promise<{ code: number | null; stdout: string; stderr: string }> {
-  const child = spawn(process.execPath, [CLI, ...args], {
+  const child = spawn(process.execPath, [cli, ...args], {
     stdio: ['ignore', 'pipe', 'pipe'],
     env: { PATH: process.env.PATH, ...environment },
   });
