@@ -27,11 +27,11 @@ import { createVerifier } from '../dist/verification/verifier.js';
 const { count, token: sampleToken, tokensFile, delayFile } = JSON.parse(process.argv[2] ?? '{}');
 const config = readConfig(process.env);
 const logger = pino({ level: 'warn' }, pino.destination({ fd: 2, sync: true }));
-const metrics = createMetrics();
+const metrics = createMetrics('bench');
 const core = await openCore(config, {
   role: 'service',
   report: ({ message }) => logger.warn(message),
-  observer: metrics.observer,
+  observers: metrics.observers,
 });
 const mint = createTokenMint(core.deriveKeys('mint'), randomBytes);
 const [memoKey] = core.deriveKeys('memo');
@@ -77,7 +77,7 @@ const verifier = createVerifier({
   mint,
   lease: core.membership,
   memoKey,
-  observer: metrics.observer,
+  observer: metrics.observers.engine,
 });
 
 const stream = createWriteStream(tokensFile);

@@ -16,7 +16,7 @@ import { createKeyLifecycle, type KeyLifecycle } from './lifecycle/keys.ts';
 import { createScopeLifecycle, type ScopeLifecycle } from './lifecycle/scopes.ts';
 import { createTokenRevocation, type TokenRevocation } from './lifecycle/token-revocation.ts';
 import { createWorkspaceLifecycle, type WorkspaceLifecycle } from './lifecycle/workspaces.ts';
-import { createFailureKeeper, createSignalSweep } from './recording/failures.ts';
+import { createFailureKeeper, createSignalSweep, type FailureKeeper } from './recording/failures.ts';
 import { type RecordingObserver, UNOBSERVED_RECORDING } from './recording/observer.ts';
 import { createRecorder, type Recorder } from './recording/recorder.ts';
 import { createRequestLog, forgetOldAddresses, type RequestLogKeeper } from './recording/request-log.ts';
@@ -78,6 +78,7 @@ export interface Core {
   readonly tokenRevocation: TokenRevocation;
   readonly usage: UsageKeeper;
   readonly requestLog: RequestLogKeeper;
+  readonly failures: FailureKeeper;
   readonly idempotency: Idempotency;
   readonly quota: Quota;
   /** Keys of one purpose, derived from each secret, newest first. */
@@ -315,6 +316,7 @@ async function assemble(
       recorder,
       usage,
       requestLog,
+      failures,
       quota,
       deriveKeys,
       close,

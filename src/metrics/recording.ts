@@ -48,7 +48,7 @@ export function observeRecording({ counter, counts, durations, gauge }: Instrume
 /** What waits in memory to be written, at a scrape. */
 export function watchRecording(
   { gauge }: Instruments,
-  { usage, requestLog }: Pick<Core, 'usage' | 'requestLog'>,
+  { usage, requestLog, failures }: Pick<Core, 'usage' | 'requestLog' | 'failures'>,
 ): void {
   gauge('usage_pending', 'Keys whose usage waits in memory to be written, by the hour.', () =>
     usage.pending(),
@@ -65,5 +65,10 @@ export function watchRecording(
     'request_log_addresses',
     'Pairs of key and address that memory knows to be noted today.',
     () => requestLog.knownAddresses,
+  );
+  gauge(
+    'failure_addresses',
+    'Addresses whose failed authentications memory counts.',
+    () => failures.addresses,
   );
 }

@@ -31,6 +31,11 @@ export interface FailureOptions {
   readonly clock?: () => number;
 }
 
+export interface FailureKeeper extends Keeper {
+  /** Addresses that memory counts within this window. */
+  readonly addresses: number;
+}
+
 interface Tally {
   introspections: number;
   calls: number;
@@ -49,7 +54,7 @@ export function createFailureKeeper({
   database,
   threshold,
   clock = () => performance.now(),
-}: FailureOptions): Keeper {
+}: FailureOptions): FailureKeeper {
   const watchedFrom = Math.max(1, Math.ceil(threshold.failures * WATCHED_SHARE));
   const windowMs = threshold.windowMinutes * 60_000;
   let tallies = new Map<string, Tally>();
@@ -135,6 +140,9 @@ export function createFailureKeeper({
     },
     called: () => undefined,
     refused: (address) => count(address, 'calls'),
+    get addresses() {
+      return tallies.size;
+    },
     reported: async () => undefined,
     async close(withinMs) {
       isClosed = true;
