@@ -1,7 +1,12 @@
 import type { IncomingMessage, Server } from 'node:http';
 import type { SecureContextOptions } from 'node:tls';
 import rateLimit from '@fastify/rate-limit';
-import Fastify, { type FastifyInstance, type FastifyReply, type FastifyRequest } from 'fastify';
+import Fastify, {
+  type FastifyInstance,
+  type FastifyPluginCallback,
+  type FastifyReply,
+  type FastifyRequest,
+} from 'fastify';
 import { serializerCompiler } from 'fastify-type-provider-zod';
 import type { Logger } from 'pino';
 import { Failure } from './domain/errors.ts';
@@ -79,6 +84,8 @@ export interface AppDependencies {
   readonly metrics: MetricsSource | undefined;
   /** A certificate and its key, to serve HTTPS. Without: plain HTTP. */
   readonly tls?: SecureContextOptions;
+  /** Makes spans of requests (tracing.ts). */
+  readonly tracing?: FastifyPluginCallback;
   /** Told of requests; `undefined`: nobody is. */
   readonly traffic: TrafficObserver | undefined;
   /** Once true, each answer asks the client to use another connection. */
@@ -147,6 +154,7 @@ export async function buildApp(dependencies: AppDependencies): Promise<FastifyIn
   app.setSerializerCompiler(serializerCompiler);
   app.setErrorHandler(handleError);
   registerJsonBody(app);
+  if (dependencies.tracing !== undefined) await app.register(dependencies.tracing);
   app.addHook('onRequest', (request, reply, done) => {
     follow(request, reply);
     setCommonHeaders(request.id, reply);

@@ -318,6 +318,18 @@ export const SETTINGS = {
     range: '`on` or `off`',
     purpose: 'Whether `/metrics` answers Prometheus.',
   },
+  OTEL_EXPORTER_OTLP_ENDPOINT: {
+    schema: httpUrl().optional(),
+    default: '',
+    range: '`http://…` or `https://…`',
+    purpose: 'Where traces are sent, by OTLP over HTTP; unset: there are none (docs/tracing.md).',
+  },
+  OTEL_TRACES_SAMPLER_ARG: {
+    schema: share().prefault('1'),
+    default: '1',
+    range: '0–1',
+    purpose: 'The share of traces that are kept, of those that begin here.',
+  },
   HOST: {
     schema: z.string().default('127.0.0.1'),
     default: '127.0.0.1',
@@ -453,6 +465,15 @@ function keysUrl() {
         URL.canParse(value) &&
         (value.startsWith('https://') || /^http:\/\/(127\.0\.0\.1|\[::1\]|localhost)[:/]/.test(value)),
       'must be an https:// URL',
+    );
+}
+
+function httpUrl() {
+  return z
+    .string()
+    .refine(
+      (value) => /^https?:\/\//.test(value) && URL.canParse(value),
+      'must be a URL like http://127.0.0.1:4318',
     );
 }
 

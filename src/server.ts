@@ -11,12 +11,14 @@ import { readCertificate, rereadOnHangup } from './certificate.ts';
 import type { Config } from './config.ts';
 import { type Core, type CoreOptions, openCore, StartError, signalThresholds } from './core.ts';
 import { Failure } from './domain/errors.ts';
+import { hideTokens } from './domain/token-text.ts';
 import { createCursorCodec } from './http/cursor.ts';
 import { createGithubKeys, type GithubKeys, readGithubKeys } from './http/github-keys.ts';
 import type { KeyLifecycle } from './lifecycle/keys.ts';
 import { createMetrics, type Metrics } from './metrics.ts';
 import { loggable } from './storage/database.ts';
 import { readDatabaseTime } from './storage/keys.ts';
+import type { Tracing } from './tracing.ts';
 import type { Membership } from './verification/membership.ts';
 import type { Quota } from './verification/quota.ts';
 import { createQuotaLook } from './verification/quota-look.ts';
@@ -41,9 +43,25 @@ export function readVersion(): string {
   return z.object({ version: z.string() }).parse(manifest).version;
 }
 
-/** Logs are JSON lines on standard error; standard output is for what a person reads, a key among it. */
-export function createLogger(level: string): pino.Logger {
-  return pino({ level }, pino.destination({ fd: 2, sync: true }));
+/**
+ * Logs are JSON lines on standard error; standard output is for what a person reads, a key among it. A line is made of
+ * what is known to hold no token, but for errors, whose text is anybody's.
+ */
+export function createLogger(
+  level: string,
+  destination: pino.DestinationStream = pino.destination({ fd: 2, sync: true }),
+): pino.Logger {
+  return pino({ level, serializers: { err: errorShown } }, destination);
+}
+
+/** An error as the log shows it: its type, message, stack and members, without anything that looks like a token. */
+function errorShown(error: unknown): unknown {
+  const shown = error instanceof Error ? pino.stdSerializers.err(error) : error;
+  try {
+    return JSON.parse(hideTokens(JSON.stringify(shown)));
+  } catch {
+    return 'an error that cannot be shown';
+  }
 }
 
 /** Tells the operator what the core reports. */
@@ -144,6 +162,7 @@ export async function serve(config: Config, options: Pick<CoreOptions, 'broken'>
   const { TLS_CERT_FILE: certFile, TLS_KEY_FILE: keyFile } = config;
   const files = certFile === undefined || keyFile === undefined ? undefined : { certFile, keyFile };
   const tls = files && readCertificate(files).context;
+  const tracing = await openTracing(config, reporterOf(logger));
   const metrics = createMetrics(readVersion());
   const core = await openCore(config, {
     role: 'service',
@@ -160,7 +179,11 @@ export async function serve(config: Config, options: Pick<CoreOptions, 'broken'>
     // Before the first admin key is made, since what it reads may stop the start, and the key with it.
     const dependencies = appDependencies(core, config, { logger, phase, metrics });
     firstAdmin = await makeFirstAdmin(core.lifecycle, config);
-    app = await buildApp({ ...dependencies, ...(tls && { tls }) });
+    app = await buildApp({
+      ...dependencies,
+      ...(tls && { tls }),
+      ...(tracing && { tracing: tracing.plugin }),
+    });
     connections = watchConnections(app.server);
     metrics.watchConnections(connections);
     await listen(app, config);
@@ -179,11 +202,22 @@ export async function serve(config: Config, options: Pick<CoreOptions, 'broken'>
     const flushUntil = performance.now() + DRAIN_LIMIT_MS - DRAIN_GOODBYE_MS;
     await drain(running, { phase, connections, membership: core.membership, quota: core.quota });
     await core.close(Math.max(DRAIN_FLUSH_MS, flushUntil - performance.now()));
+    await tracing?.stop();
     logger.info('stopped');
   });
   // Only now: who reads that it listens may send a signal at once.
   if (core.movedTo !== undefined) say(`The embedded PostgreSQL keeps its data in ${core.movedTo}`);
   welcome(addressOf(running, config), firstAdmin, config);
+}
+
+/** Traces, where they are asked for: else not even what makes them is loaded. */
+async function openTracing(
+  { OTEL_EXPORTER_OTLP_ENDPOINT: endpoint, OTEL_TRACES_SAMPLER_ARG: sample }: Config,
+  report: CoreOptions['report'],
+): Promise<Tracing | undefined> {
+  if (endpoint === undefined) return undefined;
+  const { startTracing } = await import('./tracing.ts');
+  return startTracing({ endpoint, sample, version: readVersion(), report });
 }
 
 /**

@@ -1,12 +1,9 @@
+import { hideTokens } from './token-text.ts';
+
 /** What a path is cut to in the request log. */
 export const MAX_LOGGED_PATH_LENGTH = 512;
 
 const ELLIPSIS = '…';
-/**
- * What has the form of a token, whatever its checksum: to leave out too much of a path does no harm. All its parts are
- * bounded, so that its cost is by the length of the path alone.
- */
-const TOKEN_LIKE = /[A-Za-z0-9]{1,16}_[A-Za-z0-9]{1,16}_[0-9A-Za-z]{66,}/g;
 /** An escape of a character that needs none (RFC 3986 §2.3): a token is made of such. */
 const UNRESERVED_ESCAPE = /%(?:2[DdEe]|3[0-9]|[46][1-9A-Fa-f]|[57][0-9Aa]|5[Ff]|7[Ee])/g;
 
@@ -19,7 +16,7 @@ export function loggedPath(path: string | null | undefined): string | null {
   const end = path.search(/[?#]/);
   const whole = end < 0 ? path : path.slice(0, end);
   const plain = whole.includes('%') ? whole.replace(UNRESERVED_ESCAPE, decodeURIComponent) : whole;
-  const clean = plain.replace(TOKEN_LIKE, ELLIPSIS);
+  const clean = hideTokens(plain);
   return clean.length <= MAX_LOGGED_PATH_LENGTH
     ? clean
     : `${clean.slice(0, MAX_LOGGED_PATH_LENGTH - 1).toWellFormed()}${ELLIPSIS}`;

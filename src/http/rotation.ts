@@ -75,7 +75,7 @@ export function registerRotationRoute({
           { request, reply },
           {
             first: (around) => lifecycle.rotate(caller, originOf(request), id, graceSeconds, around),
-            again: () => lifecycle.confirmRotation(caller, id),
+            again: () => lifecycle.confirmRotation(caller, originOf(request), id),
             view: ({ key, token }) => ({
               ...viewOf(key, { nowMs: caller.now, rotationDueDays }),
               key: token,

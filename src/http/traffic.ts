@@ -50,17 +50,23 @@ export function followTraffic(
     const startedAt = performance.now();
     const response = reply.raw;
     const observe = request.routeOptions.config?.observer ?? unmatched;
+    // Now: of a client that has left the socket no longer tells.
+    const address = isLogged ? addressOf(request) : '';
     response.on('close', () => {
       const tookMs = performance.now() - startedAt;
       const status = response.writableEnded ? response.statusCode : undefined;
       observe?.(status, tookMs);
-      if (isLogged) logger.info(lineOf(request, status, tookMs), status === undefined ? 'left' : 'answered');
+      if (!isLogged) return;
+      logger.info(lineOf(request, { status, tookMs, address }), status === undefined ? 'left' : 'answered');
     });
   };
 }
 
 /** What the log tells of a request: its route, never its URL. */
-function lineOf(request: FastifyRequest, status: number | undefined, tookMs: number): object {
+function lineOf(
+  request: FastifyRequest,
+  { status, tookMs, address }: { status: number | undefined; tookMs: number; address: string },
+): object {
   return {
     request_id: request.id,
     method: request.method,
@@ -68,6 +74,6 @@ function lineOf(request: FastifyRequest, status: number | undefined, tookMs: num
     status: status ?? null,
     duration_ms: Math.round(tookMs * 1000) / 1000,
     caller: request.caller?.keyId ?? null,
-    address: addressOf(request),
+    address,
   };
 }

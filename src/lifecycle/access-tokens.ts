@@ -92,7 +92,7 @@ export function createAccessTokenLifecycle({
       if (token === undefined) return 'done';
       if (clientId !== null && clientId !== token.keyId) return 'foreign';
       if (token.expiresAt * 1000 <= (await database.read(readDatabaseTime))) return 'done';
-      await membership.change((executor) => revokeToken(executor, token, origin));
+      await membership.change((executor) => revokeToken(executor, token, origin), origin.requestId);
       return 'done';
     },
   };

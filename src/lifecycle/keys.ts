@@ -136,7 +136,7 @@ export function createKeyLifecycle(options: KeyLifecycleOptions): KeyLifecycle {
         const created = await maker.insert(executor, actorOf(caller, origin), { ...made, key });
         await around?.after(executor, created);
         return created;
-      });
+      }, origin.requestId);
     },
 
     mayCreate(caller, newKey) {
@@ -171,7 +171,7 @@ export function createKeyLifecycle(options: KeyLifecycleOptions): KeyLifecycle {
         } as const;
         const writes = [updateKey(executor, after), appendAuditEvent(executor, event, nowMs)];
         return keyChanged(after, { writes });
-      });
+      }, origin.requestId);
       return { key, propagation };
     },
 
@@ -194,7 +194,7 @@ export function createKeyLifecycle(options: KeyLifecycleOptions): KeyLifecycle {
           appendAuditEvent(executor, event, revokedAt),
         ];
         return keyChanged({ ...before, revokedAt, revokedReason: reason }, { writes });
-      });
+      }, origin.requestId);
       return { key, propagation };
     },
 

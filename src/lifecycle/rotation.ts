@@ -40,7 +40,7 @@ export interface Rotation {
    * Waits once more until the end of a rotated key holds on every instance: whoever rotated it may have died before.
    * @throws Failure where the caller may not be shown its successor, also where it might when that was made.
    */
-  confirm(caller: Caller, id: KeyId): Promise<{ readonly propagation: Propagation }>;
+  confirm(caller: Caller, origin: Origin, id: KeyId): Promise<{ readonly propagation: Propagation }>;
 }
 
 /**
@@ -99,18 +99,18 @@ export function createRotation({
         );
         await around?.after(executor, created);
         return { result: created, subject: { kind: 'key', id }, repeated: false };
-      });
+      }, origin.requestId);
       return { ...result, propagation };
     },
 
-    async confirm(caller, id) {
+    async confirm(caller, origin, id) {
       const { propagation } = await membership.change(async (executor) => {
         const key = await findVisible(executor, caller, id);
         const successor = key.rotatedTo === null ? undefined : await findKey(executor, key.rotatedTo);
         if (successor === undefined) throw noSuchKey();
         refuseExcess(caller, successor);
         return { result: undefined, subject: { kind: 'key', id }, repeated: true };
-      });
+      }, origin.requestId);
       return { propagation };
     },
   };

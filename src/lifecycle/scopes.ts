@@ -73,7 +73,7 @@ export function createScopeLifecycle(membership: Pick<Membership, 'change'>): Sc
           now,
         );
         return { result: after, subject: CATALOGUE, repeated: false };
-      });
+      }, origin.requestId);
       return { scope, propagation };
     },
 
@@ -98,7 +98,7 @@ export function createScopeLifecycle(membership: Pick<Membership, 'change'>): Sc
           await readDatabaseTime(executor),
         );
         return { result: before, subject: CATALOGUE, repeated: false };
-      });
+      }, origin.requestId);
       if (scope === undefined) throw noSuchScope();
       return { scope, propagation };
     },

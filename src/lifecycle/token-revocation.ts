@@ -135,9 +135,10 @@ export function createTokenRevocation({
       const { holders, allRevoked, failure } = await identify(
         distinct.slice(start, start + MAX_KEYS_PER_CHANGE),
       );
+      const { requestId } = showing.origin;
       if (holders.size > 0 && allRevoked) await confirmAgain([...holders.keys()]);
       else if (holders.size > 0)
-        await membership.change((executor) => revokeHeld(executor, holders, showing));
+        await membership.change((executor) => revokeHeld(executor, holders, showing), requestId);
       if (failure !== undefined) throw failure;
       for (const token of holders.values()) tokens.add(token);
     }

@@ -52,7 +52,7 @@ export function createWorkspaceLifecycle(membership: Pick<Membership, 'change'>)
           at,
         );
         return { result: after, subject, repeated: false };
-      });
+      }, origin.requestId);
       return { workspace, propagation };
     },
 
@@ -82,7 +82,7 @@ export function createWorkspaceLifecycle(membership: Pick<Membership, 'change'>)
           at,
         );
         return { result: revoked, subject: { kind: 'workspace', id }, repeated: revoked === 0 };
-      });
+      }, origin.requestId);
       return { revoked, propagation };
     },
   };

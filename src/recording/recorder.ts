@@ -76,7 +76,7 @@ export function createRecorder({ database, keepers, isOn }: RecorderOptions): Re
     report: (reports, asking) =>
       database.transaction(async (executor) => {
         for (const keeper of keepers) await keeper.reported(executor, reports, asking);
-      }),
+      }, asking.id),
     async close(withinMs) {
       await Promise.all(keepers.map((keeper) => keeper.close(withinMs)));
     },

@@ -11,8 +11,13 @@ export type Executor = NodePgDatabase;
 export interface Database {
   /** For single statements; each may run on another connection. */
   read<T>(run: (executor: Executor) => Promise<T>): Promise<T>;
-  /** All or nothing. Answers only once the commit is on disk. */
-  transaction<T>(run: (executor: Executor) => Promise<T>): Promise<T>;
+  /**
+   * All or nothing. Answers only once the commit is on disk.
+   *
+   * @param requestId of the request that it is for: PostgreSQL shows it beside the application's name, in
+   * `pg_stat_activity` and, by `%a`, in its log.
+   */
+  transaction<T>(run: (executor: Executor) => Promise<T>, requestId?: string): Promise<T>;
   /** Resolves when the last connection is closed. */
   close(): Promise<void>;
 }
@@ -114,16 +119,23 @@ export function createDatabase(options: DatabaseOptions): PooledDatabase {
     return found;
   }
 
-  async function inTransaction<T>(run: (executor: Executor) => Promise<T>): Promise<T> {
+  async function inTransaction<T>(
+    run: (executor: Executor) => Promise<T>,
+    requestId: string | undefined,
+  ): Promise<T> {
     const client = await pool.connect().catch(rethrow);
     let trusted = false;
     try {
       // One round trip. SET LOCAL rather than start-up parameters: a transaction pooler passes it on.
-      await client
-        .query(
-          `BEGIN; SET LOCAL synchronous_commit = on; SET LOCAL statement_timeout = ${STATEMENT_TIMEOUT_MS}; SET LOCAL idle_in_transaction_session_timeout = ${SILENCE_TIMEOUT_MS}`,
-        )
-        .catch(rethrow);
+      const settings = [
+        'synchronous_commit = on',
+        `statement_timeout = ${STATEMENT_TIMEOUT_MS}`,
+        `idle_in_transaction_session_timeout = ${SILENCE_TIMEOUT_MS}`,
+      ];
+      if (requestId !== undefined) {
+        settings.push(`application_name = ${pg.escapeLiteral(`${options.applicationName} ${requestId}`)}`);
+      }
+      await client.query(['BEGIN', ...settings.map((one) => `SET LOCAL ${one}`)].join('; ')).catch(rethrow);
       const result = await run(executorOf(client));
       await client.query('COMMIT').catch(rethrow);
       trusted = true;
@@ -155,7 +167,7 @@ export function createDatabase(options: DatabaseOptions): PooledDatabase {
 
   return {
     read: (run) => observed('read', run(executor).catch(rethrowQuery)),
-    transaction: (run) => observed('transaction', inTransaction(run)),
+    transaction: (run, requestId) => observed('transaction', inTransaction(run, requestId)),
     load: () => ({
       open: pool.totalCount,
       idle: pool.idleCount,

@@ -81,10 +81,12 @@ export interface Membership {
   changesWaiting(): number;
   /**
    * Runs a change in a transaction, and resolves when no instance answers by the old state any more.
+   * @param requestId as `Database.transaction` takes it.
    * @throws Failure `unavailable`, `committed; repeat to confirm`, where that cannot be told.
    */
   change<T>(
     run: (executor: Executor) => Promise<Changed<T>>,
+    requestId?: string,
   ): Promise<{ result: T; propagation: Propagation }>;
   /** Leaves for good, and tells the others not to wait. Changes that still wait end with `committed; repeat to confirm`. */
   close(): Promise<void>;
@@ -591,7 +593,7 @@ export function createMembership(options: MembershipOptions): Membership {
     leaseAgeMs: () => (registration === undefined ? undefined : monotonic() - registration.renewedAt),
     changesWaiting: () => waiters.size,
 
-    async change(runChange) {
+    async change(runChange, requestId) {
       const changeId = randomUUID();
       const waiter: Waiter = { acknowledged: new Set(), ...createAlarm() };
       // From before the commit on, so that no acknowledgement comes before somebody waits for it.
@@ -602,7 +604,7 @@ export function createMembership(options: MembershipOptions): Membership {
           const change: Change = { id: changeId, subject, waiter: registration?.id ?? null };
           await Promise.all([...writes, notifyChange(executor, change)]);
           return { ...changed, change };
-        });
+        }, requestId);
         if (repeated && broken.has('repeat')) return { result, propagation: NOT_WAITED };
         return { result, propagation: await confirm(change, waiter) };
       } finally {

@@ -9,21 +9,9 @@ import { createTokenMint } from '../../src/domain/token.ts';
 import { TEST_KEY_SECRET } from '../support/app.ts';
 import type { Client } from '../support/client.ts';
 import { databaseOfTest, type TestDatabase } from '../support/database.ts';
+import { findPiece } from '../support/pieces.ts';
 import { startService } from '../support/service.ts';
 import { openSocket } from './load.ts';
-
-const PIECE_LENGTH = 20;
-
-/** Where a piece of a token stands in a text, with what is around it. */
-function findPiece(text: string, tokens: readonly string[]): string | undefined {
-  for (const token of tokens) {
-    for (let start = 0; start + PIECE_LENGTH <= token.length; start++) {
-      const index = text.indexOf(token.slice(start, start + PIECE_LENGTH));
-      if (index >= 0) return text.slice(Math.max(0, index - 100), index + 120);
-    }
-  }
-  return undefined;
-}
 
 /** Every row of every table and what the planner remembers of it, as text; binary columns in each of their readings. */
 async function dump(database: TestDatabase): Promise<string> {
@@ -174,6 +162,10 @@ test('neither the database nor the log at trace nor the metrics hold a token, or
       'accept',
       'x-request-id',
       'traceparent',
+      'tracestate',
+      'baggage',
+      'forwarded',
+      'if-none-match',
       'idempotency-key',
     ]) {
       await send('GET', '/v1/me', { headers: { [name]: token } });
@@ -227,6 +219,11 @@ test('neither the database nor the log at trace nor the metrics hold a token, or
       `GET /${token} HTTP/9.9\r\n\r\n`,
       `GET / HTTP/1.1\r\nHost: a\r\n${token}\r\n\r\n`,
       `GET / HTTP/1.1\r\nHost: a\r\nX-${token}: \u0001${token}\r\n\r\n`,
+      `${token} / HTTP/1.1\r\nHost: a\r\n\r\n`,
+      `GET http://${token}/${token} HTTP/1.1\r\nHost: ${token}\r\n\r\n`,
+      `GET /healthz HTTP/1.1\r\nHost: ${token}\r\nConnection: Upgrade\r\nUpgrade: ${token}\r\n\r\n`,
+      `GET /v1/me HTTP/1.1\r\nHost: a\r\nAuthorization: Bearer ${token}\r\nAuthorization: Bearer ${token}\r\n\r\n`,
+      `POST /v1/introspect HTTP/1.1\r\nHost: a\r\nX-Api-Key: ${admin}\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked\r\nTrailer: x-${token}\r\n\r\n2\r\n{}\r\n0\r\nx-${token}: ${token}\r\n\r\n`,
       `CONNECT ${token}:443 HTTP/1.1\r\nHost: ${token}\r\n\r\n`,
       `POST /v1/introspect HTTP/1.1\r\nHost: a\r\nAuthorization: Bearer ${token}\r\nTransfer-Encoding: chunked\r\n\r\n${token}`,
     ]) {

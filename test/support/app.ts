@@ -1,12 +1,11 @@
 import { randomBytes } from 'node:crypto';
 import type { FastifyInstance } from 'fastify';
-import pino from 'pino';
 import { onTestFinished } from 'vitest';
 import { buildApp } from '../../src/app.ts';
 import { type Config, readConfig } from '../../src/config.ts';
 import { openCore } from '../../src/core.ts';
 import { createMetrics } from '../../src/metrics.ts';
-import { appDependencies, readVersion, reporterOf } from '../../src/server.ts';
+import { appDependencies, createLogger, readVersion, reporterOf } from '../../src/server.ts';
 import { type Answer, bodyOf, type Client, createClient } from './client.ts';
 import { createTestDatabase, type TestDatabase } from './database.ts';
 import { loadResponseCheck } from './response-check.ts';
@@ -40,7 +39,7 @@ export async function createTestApp(
     ...environment,
   });
   const logLines: string[] = [];
-  const logger = pino({ level: config.LOG_LEVEL }, { write: (line: string) => logLines.push(line) });
+  const logger = createLogger(config.LOG_LEVEL, { write: (line: string) => void logLines.push(line) });
   const metrics = createMetrics(readVersion());
   const core = await openCore(config, {
     role: 'service',
