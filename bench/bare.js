@@ -1,6 +1,5 @@
-// The yardstick: a Fastify POST route that parses a body and answers one, and does nothing else; and a GET route that
-// answers as much. With a statement, it
-// reads the one row by the body's `id` first.
+// The yardstick: a Fastify POST route that parses a body and answers one, and does nothing else; with a statement, it
+// reads the one row by the body's `id` first. And a GET route that answers as much.
 import Fastify from 'fastify';
 import pg from 'pg';
 

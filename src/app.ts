@@ -181,7 +181,7 @@ export async function buildApp(dependencies: AppDependencies): Promise<FastifyIn
   registerWorkspaceRoutes({ callers, workspaces, database });
   registerScopeRoutes({ callers, scopes, database, cursors });
   registerIntrospectRoute({ callers, verifier, recorder });
-  registerAuthorizeRoute(app, { callers, verifier, recorder, logger, gateways: dependencies.gateways });
+  registerAuthorizeRoute(app, { ...dependencies, callers });
   registerAuditRoutes({ callers, database, cursors });
   registerRequestLogRoutes({ callers, database, cursors });
   registerUsageRoutes({ callers, database, recorder });

@@ -24,6 +24,7 @@ import {
 import { createErrorHandler, sendProblem, sendRefusal } from './problem.ts';
 import { rateLimitFields } from './rate-limit-fields.ts';
 import * as schemas from './schemas.ts';
+import type { TrafficObserver } from './traffic.ts';
 import { parseInput } from './validation.ts';
 import { conclude } from './verdict.ts';
 
@@ -135,9 +136,10 @@ export function registerAuthorizeRoute(
     recorder: Recorder;
     gateways: GatewaySettings;
     logger: Logger;
+    traffic: TrafficObserver | undefined;
   },
 ): void {
-  const { callers, verifier, recorder, gateways, logger } = dependencies;
+  const { callers, verifier, recorder, gateways, logger, traffic } = dependencies;
   const trusted = gateways.trusted.flatMap((text) => parseCidr(text) ?? []);
   const readOptions = createOptionsReader(gateways.source);
   /** A record in memory keeps its key, and so what was made of it. */
@@ -199,17 +201,14 @@ export function registerAuthorizeRoute(
   }
 
   function answerFailure(request: FastifyRequest, reply: FastifyReply, failure: Failure): FastifyReply {
-    if (failure.code === 'rate_limited') {
-      const options = readOptions(request);
-      return sendProblem(
-        request,
-        reply,
-        failure,
-        options instanceof Failure ? 429 : options.rateLimitedStatus,
-      );
-    }
-    if (STATUSES.includes(ERRORS[failure.code].status)) return sendProblem(request, reply, failure);
-    return sendProblem(request, reply, new Failure('forbidden', failure.message, failure.options));
+    const { status } = ERRORS[failure.code];
+    const told = STATUSES.includes(status)
+      ? failure
+      : new Failure('forbidden', failure.message, failure.options);
+    traffic?.problem(told.code);
+    if (told.code !== 'rate_limited') return sendProblem(request, reply, told);
+    const options = readOptions(request);
+    return sendProblem(request, reply, told, options instanceof Failure ? status : options.rateLimitedStatus);
   }
 
   app.register(async (scope) => {
