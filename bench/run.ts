@@ -11,6 +11,7 @@ import { leaks } from './figures/leaks.ts';
 import { firstUses, limits } from './figures/limits.ts';
 import { memory } from './figures/memory.ts';
 import { outage } from './figures/outage.ts';
+import { peers } from './figures/peers.ts';
 import { recording } from './figures/recording.ts';
 import { requestLogs } from './figures/request-logs.ts';
 import { signals } from './figures/signals.ts';
@@ -70,6 +71,7 @@ const MEASUREMENTS: Record<string, (bench: Bench, options: Options) => Promise<F
   'request-logs': requestLogs,
   signals,
   usage,
+  peers,
 };
 
 const { values, positionals } = parseArgs({
