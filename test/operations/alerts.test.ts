@@ -98,7 +98,7 @@ describe.skipIf(!hasPromtool)('promtool', () => {
     let run: Awaited<ReturnType<typeof evaluate>>;
     beforeAll(async () => {
       run = await evaluate();
-    });
+    }, 180_000);
 
     test.each(cases)('$name', ({ name }) => {
       expect(run.faults.get(name) ?? '').toBe('');

@@ -45,7 +45,7 @@ test('a request has one line at info, with its id, route, status and time', asyn
     address: '127.0.0.1',
     msg: 'answered',
   });
-  expect(lines.map(({ status }) => status)).toEqual([400, 404, 400, 401]);
+  expect(lines.map(({ status }) => status)).toEqual([200, 404, 400, 401]);
   expect(lines.map(({ route }) => route)).toEqual(['/v1/api-keys/:id', null, null, '/v1/me']);
 });
 

@@ -3,7 +3,7 @@ import { createServer } from 'node:http';
 import type { AddressInfo } from 'node:net';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
-import { expect, onTestFinished, test } from 'vitest';
+import { expect, onTestFinished, test, vi } from 'vitest';
 import { z } from 'zod';
 import { databaseOfTest } from '../support/database.ts';
 import { findPiece } from '../support/pieces.ts';
@@ -85,6 +85,9 @@ async function startCollector(): Promise<Collector> {
   const { port } = server.address() as AddressInfo;
   return { url: `http://127.0.0.1:${port}`, spans, resources, received: () => received };
 }
+
+// Each starts a process and stops it.
+vi.setConfig({ testTimeout: 120_000 });
 
 const TRACE = '4bf92f3577b34da6a3ce929d0e0e4736';
 const PARENT = '00f067aa0ba902b7';
