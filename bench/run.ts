@@ -18,7 +18,7 @@ import { signals } from './figures/signals.ts';
 import { size, start } from './figures/size.ts';
 import { unminted } from './figures/unminted.ts';
 import { usage } from './figures/usage.ts';
-import { crowd, many, warm } from './figures/warm.ts';
+import { crowd, many, pair, warm } from './figures/warm.ts';
 import { type Bench, openBench } from './harness.ts';
 
 /** One line of the table. */
@@ -51,6 +51,7 @@ export interface Options {
 const MEASUREMENTS: Record<string, (bench: Bench, options: Options) => Promise<Figure[]>> = {
   warm,
   many,
+  pair,
   unminted,
   crowd,
   authorize,

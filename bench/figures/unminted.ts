@@ -12,12 +12,10 @@ export async function unminted(bench: Bench, { rounds, seconds }: Options): Prom
   const answer = await call(service, token, '/v1/introspect', { body: JSON.parse(bodies[0] ?? '{}') });
   const bare = await bench.bare(JSON.stringify(answer).length);
   const before = await countStatements(database.query);
+  const work = { headers: { authorization: `Bearer ${token}` }, bodies, seconds };
   const { ratio, control, oursUs, yardstickUs } = await compare(bench, {
-    yardstick: [bare, { url: `${bare.url}/bare`, bodies, seconds }],
-    ours: [
-      service,
-      { url: `${service.url}/v1/introspect`, headers: { authorization: `Bearer ${token}` }, bodies, seconds },
-    ],
+    yardstick: [bare, { ...work, url: `${bare.url}/bare` }],
+    ours: [service, { ...work, url: `${service.url}/v1/introspect` }],
     rounds,
   });
   const after = await countStatements(database.query);

@@ -1,3 +1,4 @@
+import { availableParallelism } from 'node:os';
 import {
   type Bench,
   call,
@@ -7,6 +8,7 @@ import {
   halfOfSaturation,
   type Load,
   loads,
+  median,
   type Process,
 } from '../harness.ts';
 import type { Figure, Options } from '../run.ts';
@@ -48,14 +50,14 @@ async function answerSize({ service, token }: { service: Process; token: string 
 
 const bodyOf = ({ token }: { token: string }) => JSON.stringify({ key: token, scopes: ['read'] });
 
-/** A key in memory, against the bare route with the same body and answer size: CPU, then latency at a fixed rate. */
+/** A key in memory, against the bare route with the same request and answer size: CPU, then latency at a fixed rate. */
 export async function warm(bench: Bench, { rounds, seconds }: Options): Promise<Figure[]> {
   const database = await bench.createDatabase('bench_warm');
   const ours = await startInstance(bench, database.url);
   const [key] = await storeKeysWithMemo(database, 1);
   const bodies = key === undefined ? [] : [bodyOf(key)];
   const bare = await bench.bare(await answerSize(ours, JSON.parse(bodies[0] ?? '{}')));
-  const yardstick: Load = { url: `${bare.url}/bare`, bodies };
+  const yardstick: Load = { ...ours.introspect(bodies), url: `${bare.url}/bare` };
 
   const cpu = await compare(bench, {
     yardstick: [bare, { ...yardstick, seconds }],
@@ -88,6 +90,55 @@ export async function warm(bench: Bench, { rounds, seconds }: Options): Promise<
       detail: `${latency.oursUs.toFixed(0)} µs against ${latency.yardstickUs.toFixed(0)} µs, both at ${open.rate} a second, half of what one core can answer of ours`,
     },
   ];
+}
+
+/** Two instances on one database against one, each asked as fast as it answers. The load takes its share of the cores. */
+export async function pair(bench: Bench, { rounds, seconds }: Options): Promise<Figure[]> {
+  const database = await bench.createDatabase('bench_pair');
+  const first = await startInstance(bench, database.url);
+  const second = await bench.service(database.url);
+  const [key] = await storeKeysWithMemo(database, 1);
+  const bodies = key === undefined ? [] : [bodyOf(key)];
+  const toFirst: Load = { ...first.introspect(bodies), seconds };
+  const toBoth = [toFirst, { ...toFirst, url: `${second.url}/v1/introspect` }];
+
+  const taken: { one: Throughput; two: Throughput }[] = [];
+  for (let round = -1; round < rounds; round++) {
+    const measured = { one: await throughput(bench, [toFirst]), two: await throughput(bench, toBoth) };
+    if (round >= 0) taken.push(measured);
+  }
+  await first.service.stop();
+  await second.stop();
+  const of = (which: 'one' | 'two', what: keyof Throughput) =>
+    median(taken.map((round) => round[which][what]));
+  const share = (which: 'one' | 'two') => `${(of(which, 'loadShare') * 100).toFixed(0)} %`;
+  return [
+    {
+      name: 'throughput of two instances ÷ one',
+      value: median(taken.map(({ one, two }) => two.perSecond / one.perSecond)),
+      unit: '',
+      detail:
+        `${of('two', 'perSecond').toFixed(0)} a second against ${of('one', 'perSecond').toFixed(0)}; of ${availableParallelism()} cores ` +
+        `the load itself takes ${share('two')} with two, ${share('one')} with one`,
+    },
+  ];
+}
+
+interface Throughput {
+  readonly perSecond: number;
+  /** What the load took of all cores. */
+  readonly loadShare: number;
+}
+
+async function throughput(bench: Bench, streams: readonly Load[]): Promise<Throughput> {
+  const { streams: results, cpuMs } = await loads(bench, streams);
+  if (results.some(({ answered, succeeded }) => answered !== succeeded))
+    throw new Error('some of the requests failed');
+  const took = Math.max(...results.map((result) => result.seconds));
+  return {
+    perSecond: results.reduce((sum, result) => sum + result.succeeded / result.seconds, 0),
+    loadShare: cpuMs / 1000 / took / availableParallelism(),
+  };
 }
 
 /** Many keys in memory, one chosen at random for each request, against one key. */
