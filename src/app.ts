@@ -15,6 +15,7 @@ import { registerAuditRoutes } from './http/audit-events.ts';
 import { type GatewaySettings, registerAuthorizeRoute, routedUrl } from './http/authorize.ts';
 import { registerJsonBody } from './http/body.ts';
 import { type CallerLimits, createCallers } from './http/callers.ts';
+import { setCommonHeaders } from './http/common-headers.ts';
 import { guardConnections } from './http/connections.ts';
 import type { CursorCodec } from './http/cursor.ts';
 import { collectDocument, registerDocumentation } from './http/documentation.ts';
@@ -216,9 +217,4 @@ function faultOfHost({ rawHeaders, httpVersion }: IncomingMessage): Failure | un
   // Without one: HTTP/1.0 alone. Node also reads 0.9, a line without a version.
   if (hosts === 1 || (hosts === 0 && httpVersion === '1.0')) return undefined;
   return new Failure('invalid_request', 'An HTTP/1.1 request needs a Host header, and just one.');
-}
-
-function setCommonHeaders(requestId: string, reply: { header(name: string, value: string): unknown }): void {
-  reply.header('x-request-id', requestId);
-  reply.header('cache-control', 'no-store');
 }

@@ -23,9 +23,24 @@ const TOKEN_PATTERN = new RegExp(`^[a-z][a-z0-9]{0,15}_[a-z][a-z0-9]{0,15}_[0-9A
 
 /** The longest string worth looking at: two labels of 16 characters, two separators, the body. */
 export const MAX_TOKEN_LENGTH = 16 + 1 + 16 + 1 + BODY_LENGTH;
+/** Two labels of one character. */
+export const MIN_TOKEN_LENGTH = 1 + 1 + 1 + 1 + BODY_LENGTH;
 
 /** How many characters of a token's end its hint shows. They are part of the checksum and tell nothing of the secret. */
 export const HINT_LENGTH = 4;
+
+/**
+ * The part of a token that is its key's id; of any other string, whatever stands there. It tells which key a token
+ * claims to be of, and nothing of whether it is.
+ */
+export function idPartOf(token: string): string {
+  return token.slice(-BODY_LENGTH, ID_LENGTH - BODY_LENGTH);
+}
+
+/** The same of the token of a key, from the key's id. */
+export function idPartOfKey(id: KeyId): string {
+  return encodeBase62(keyIdToBytes(id), ID_LENGTH);
+}
 
 export interface TokenMint {
   /** Makes the token of a key: `prefix` and `environment` are labels, `id` is the key's. */
@@ -46,10 +61,8 @@ export function createTokenMint(
   const [tagOf] = taggers as [Tagger, ...Tagger[]];
   return {
     mint({ prefix, environment, id }) {
-      const untagged =
-        `${prefix}_${environment}_` +
-        encodeBase62(keyIdToBytes(id), ID_LENGTH) +
-        randomBase62(SECRET_LENGTH, randomBytes);
+      const secret = randomBase62(SECRET_LENGTH, randomBytes);
+      const untagged = `${prefix}_${environment}_${idPartOfKey(id)}${secret}`;
       const unchecked = untagged + encodeBase62(tagOf(untagged), TAG_LENGTH);
       return unchecked + checksumOf(unchecked);
     },

@@ -4,7 +4,13 @@ import { Failure } from '../domain/errors.ts';
 import type { RateLimit } from '../domain/rate-limit.ts';
 import { type Permission, permits } from '../domain/scope.ts';
 import type { Recorder } from '../recording/recorder.ts';
-import type { Authentication, Soon, Verifier } from '../verification/verifier.ts';
+import {
+  type Authentication,
+  type ShownToken,
+  type Soon,
+  showToken,
+  type Verifier,
+} from '../verification/verifier.ts';
 import { addressBlockOf, addressOf, peerAddressOf } from './address.ts';
 import { type Credential, readCredential } from './credential.ts';
 
@@ -53,6 +59,20 @@ export interface Callers {
 }
 
 type Limit = ReturnType<FastifyInstance['createRateLimit']>;
+
+/**
+ * On a connection: the service key that it showed last, where that was let in. A client shows the same with each
+ * request, and to digest it again would be a thirtieth of what an introspection costs. The key itself is compared, so
+ * that a connection keeps it in memory for as long as it lasts (docs/performance.md); whether it is still good is found
+ * out for each request.
+ */
+const SHOWN = Symbol('the service key shown last');
+
+declare module 'node:net' {
+  interface Socket {
+    [SHOWN]?: ShownToken;
+  }
+}
 
 /** What a scope asks of its callers. */
 interface Gate {
@@ -114,7 +134,9 @@ export function createCallers(
   ): Soon<void> {
     const { permission, limit } = gate;
     if (token === undefined) return refuseStranger(request, reply, absent);
-    const found = verifier.authenticate(token, address);
+    const { socket } = request.raw;
+    const shown = socket[SHOWN]?.token === token ? socket[SHOWN] : showToken(token);
+    const found = verifier.authenticate(shown, address);
     const goOn = (authentication: Authentication): Soon<void> => {
       if (!authentication.authenticated)
         return refuseStranger(request, reply, REFUSED_CREDENTIAL[authentication.because]);
@@ -122,6 +144,7 @@ export function createCallers(
       if (keyId !== undefined && keyId !== caller.keyId)
         return refuseStranger(request, reply, REFUSED_CREDENTIAL.invalid);
       request.caller = caller;
+      socket[SHOWN] = shown;
       recorder.called(caller, address);
       // Before the permission: a request that is refused costs as much as any.
       if (rateLimit !== null) return spendOwn(caller, rateLimit, request, reply, gate);

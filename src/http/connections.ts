@@ -1,4 +1,5 @@
 import type { IncomingMessage, Server, ServerResponse } from 'node:http';
+import { Socket } from 'node:net';
 import type { Duplex } from 'node:stream';
 import { TLSSocket } from 'node:tls';
 import { Failure } from '../domain/errors.ts';
@@ -25,12 +26,20 @@ interface Latest {
   before: ServerResponse | undefined;
 }
 
+/** On the socket itself: it is looked at and set with every request, and costs nothing there. */
+const LATEST = Symbol('the latest request and its answer');
+
+declare module 'node:net' {
+  interface Socket {
+    [LATEST]?: Latest;
+  }
+}
+
 /** Watches over the connections of a server; answers its handler of `clientError`. `observer` is told of refusals. */
 export function guardConnections(
   server: Server,
   observer: Pick<TrafficObserver, 'problem'> | undefined,
 ): (error: Error, socket: Duplex) => void {
-  const latest = new WeakMap<Duplex, Latest>();
   const refused = new WeakSet<Duplex>();
   const secured = new WeakSet<Duplex>();
 
@@ -38,7 +47,7 @@ export function guardConnections(
     if (refused.has(socket)) return;
     refused.add(socket);
     observer?.problem(failure.code);
-    const last = latest.get(socket);
+    const last = socket instanceof Socket ? socket[LATEST] : undefined;
     if (last === undefined || last.request.complete) {
       after(last?.response, () => end(socket, failure));
       return;
@@ -51,9 +60,9 @@ export function guardConnections(
   }
 
   function note(request: IncomingMessage, response: ServerResponse): void {
-    const last = latest.get(request.socket);
+    const last = request.socket[LATEST];
     if (last === undefined) {
-      latest.set(request.socket, { request, response, before: undefined });
+      request.socket[LATEST] = { request, response, before: undefined };
       return;
     }
     last.before = last.response;

@@ -14,6 +14,8 @@ const AMBIGUOUS: Credential = { kind: 'ambiguous' };
 const AUTHORIZATION = 'authorization';
 const X_API_KEY = 'x-api-key';
 const BEARER = /^bearer +(\S+)$/i;
+/** The way that nearly all clients write it: told apart without a match to take apart. */
+const PLAIN_BEARER = /^Bearer [!-~]+$/;
 
 /**
  * Reads `Authorization: Bearer` (RFC 6750 §2.1) and `X-Api-Key`.
@@ -30,11 +32,16 @@ export function readCredential(rawHeaders: readonly string[]): Credential {
     const isAuthorization = name.length === AUTHORIZATION.length && name.toLowerCase() === AUTHORIZATION;
     if (!isAuthorization && !(name.length === X_API_KEY.length && name.toLowerCase() === X_API_KEY)) continue;
     if (isAuthorization && ++authorizations > 1) return AMBIGUOUS;
-    const value = (rawHeaders[index + 1] ?? '').trim();
-    // Another scheme than Bearer holds no service key, and the empty string is none.
-    const shown = isAuthorization ? (BEARER.exec(value)?.[1] ?? '') : value;
+    const value = rawHeaders[index + 1] ?? '';
+    const shown = isAuthorization ? readBearer(value) : value.trim();
     if (token !== undefined && token !== shown) return AMBIGUOUS;
     token = shown;
   }
   return token === undefined ? ABSENT : { kind: 'presented', token };
+}
+
+/** Another scheme than Bearer holds no service key, and the empty string is none. */
+function readBearer(value: string): string {
+  if (PLAIN_BEARER.test(value)) return value.slice('Bearer '.length);
+  return BEARER.exec(value.trim())?.[1] ?? '';
 }

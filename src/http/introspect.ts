@@ -1,17 +1,26 @@
-import type { FastifyInstance } from 'fastify';
+import type { IncomingHttpHeaders } from 'node:http';
+import { Readable } from 'node:stream';
+import type { FastifyInstance, FastifyReply, FastifyRequest, preParsingHookHandler } from 'fastify';
 import { z } from 'zod';
 import { type AccessToken, endOf } from '../domain/access-token.ts';
 import { type Caller, reaches } from '../domain/caller.ts';
-import { type Decision, type Question, REFUSALS } from '../domain/decision.ts';
+import { type Decision, INVALID, type Question, REFUSALS, type Refusal } from '../domain/decision.ts';
 import { Failure, invalidInput } from '../domain/errors.ts';
 import type { Key } from '../domain/key.ts';
-import { MAX_COST, type RateLimitState } from '../domain/rate-limit.ts';
+import type { RateLimitState } from '../domain/rate-limit.ts';
 import { isoTime } from '../domain/time.ts';
 import { foreignWorkspace } from '../lifecycle/key-rules.ts';
 import type { Recorder } from '../recording/recorder.ts';
 import type { Soon, Verifier } from '../verification/verifier.ts';
 import { bodyParser, checkText } from './body.ts';
-import { type Callers, callerOf } from './callers.ts';
+import { type Callers, callerOf, LIMIT_HEADERS } from './callers.ts';
+import { commonHeaders } from './common-headers.ts';
+import {
+  type IntrospectionBody,
+  introspectionBody,
+  MAX_PLAIN_BYTES,
+  readPlainBody,
+} from './introspection-body.ts';
 import * as schemas from './schemas.ts';
 import { parseInput } from './validation.ts';
 import { conclude } from './verdict.ts';
@@ -19,51 +28,8 @@ import { conclude } from './verdict.ts';
 const JSON_TYPE = 'application/json';
 const ANSWER_TYPE = 'application/json; charset=utf-8';
 const FORM = 'application/x-www-form-urlencoded';
-/** Whatever a client sent as its key gets a verdict, so that the body's own bound is the only one. */
-const MAX_KEY_LENGTH = 65_536;
-const MAX_URL_LENGTH = 8_192;
-
-const fact = (most: number) =>
-  z.string().max(most, `must have at most ${most} characters`).nullable().optional();
-
-const jsonBody = z
-  .strictObject({
-    key: z
-      .string()
-      .max(MAX_KEY_LENGTH)
-      .optional()
-      .describe('What the client sent: the token of a key, or an access token of one. Alias: `token`.'),
-    token: z.string().max(MAX_KEY_LENGTH).optional().describe('Another name for `key`. Send one of them.'),
-    scopes: schemas.scopes
-      .optional()
-      .describe('All of these are needed, held directly or by `implies` of the scope catalogue.'),
-    workspace_id: schemas.workspaceId.optional().describe('The workspace that the key is expected to be of.'),
-    environment: schemas.environment
-      .optional()
-      .describe('The environment that the key is expected to be of.'),
-    cost: z
-      .int()
-      .min(0)
-      .max(MAX_COST)
-      .optional()
-      .describe('What this use counts against the rate limit; 0 spends nothing.'),
-    request: z
-      .strictObject({
-        ip: fact(64).describe("The client's address."),
-        method: fact(32).describe('The method of the request.'),
-        path: fact(MAX_URL_LENGTH).describe('The path of the request, with or without its query.'),
-        referrer: fact(MAX_URL_LENGTH).describe('The `Referer` header of the request.'),
-      })
-      .optional()
-      .describe(
-        'The request that the client made, for the restrictions of its key and, where it has a method and a path, for the grants of the scope catalogue.',
-      ),
-  })
-  .meta({
-    id: 'Introspection',
-    description: 'A token, and what is asked of it.',
-    oneOf: [{ required: ['key'] }, { required: ['token'] }],
-  });
+/** What an answer may carry besides: at the end of an instance, and for a caller with a limit. */
+const RARE_HEADERS = ['connection', ...LIMIT_HEADERS];
 
 /** RFC 7662 §2.1; parameters that are not known here are ignored (RFC 6749 §3.2). */
 const formBody = z
@@ -138,11 +104,17 @@ export function registerIntrospectRoute({
   verifier: Verifier;
   recorder: Recorder;
 }): void {
+  function answer(body: IntrospectionBody, request: FastifyRequest): Soon<string> {
+    const { token, question } = questionOf(body, callerOf(request));
+    return conclude(recorder, verifier.verify(token, question), jsonAnswer, request, question.request);
+  }
+
   callers.scope('introspect', 'introspection', (plain) => {
     registerFormBody(plain);
     plain.post(
       '/v1/introspect',
       {
+        preParsing: answerPlainly(answer),
         // The hot route: its body is parsed once, below, and its answers are finished text.
         schema: {
           tags: ['Introspection'],
@@ -151,7 +123,9 @@ export function registerIntrospectRoute({
           description:
             '200 whenever a verdict was reached. `active` is the one member to test: it is `false` also when the key is fine but this request is not.',
           security: schemas.callerWith('introspect'),
-          documentedBody: { content: { [JSON_TYPE]: { schema: jsonBody }, [FORM]: { schema: formBody } } },
+          documentedBody: {
+            content: { [JSON_TYPE]: { schema: introspectionBody }, [FORM]: { schema: formBody } },
+          },
           response: {
             200: z
               .union([activeOutput, inactiveOutput, standardOutput])
@@ -169,11 +143,69 @@ export function registerIntrospectRoute({
           return conclude(recorder, verifier.verify(token, question), standardAnswer, request, undefined);
         }
         if (request.mediaType !== JSON_TYPE) throw wrongMediaType(request.body);
-        const { token, question } = questionOf(parseInput(jsonBody, request.body), caller);
-        return conclude(recorder, verifier.verify(token, question), jsonAnswer, request, question.request);
+        return answer(parseInput(introspectionBody, request.body), request);
       },
     );
   });
+}
+
+/**
+ * Answers most introspections before Fastify has begun to read their body: parsing, validation and sending take it
+ * longer than all that there is to find out. What is not plain goes on as if nothing had been read of it.
+ */
+function answerPlainly(
+  answer: (body: IntrospectionBody, request: FastifyRequest) => Soon<string>,
+): preParsingHookHandler {
+  return (request, reply, payload, done) => {
+    const length = plainLength(request.raw.headers);
+    if (length === undefined) {
+      done(null, payload);
+      return;
+    }
+    readBody(payload, length, (bytes) => {
+      try {
+        const body = readPlainBody(bytes);
+        if (body === undefined) {
+          done(null, Readable.from(bytes));
+          return;
+        }
+        const text = answer(body, request);
+        if (text instanceof Promise) text.then((later) => sendText(reply, later)).catch(done);
+        else sendText(reply, text);
+      } catch (error) {
+        done(error instanceof Error ? error : new TypeError('no Error was thrown'));
+      }
+    });
+  };
+}
+
+/** How long a body will be that may be a plain one; `undefined` for any other. */
+function plainLength(headers: IncomingHttpHeaders): number | undefined {
+  if (headers['content-type'] !== JSON_TYPE || headers['content-encoding'] !== undefined) return undefined;
+  // Node has seen to it that this is a number, and that the body is so long.
+  const length = Number(headers['content-length']);
+  return length > 0 && length <= MAX_PLAIN_BYTES ? length : undefined;
+}
+
+function readBody(payload: Readable, length: number, then: (body: Buffer) => void): void {
+  let read: Buffer | undefined;
+  payload.on('data', (chunk: Buffer) => {
+    read = read === undefined ? chunk : Buffer.concat([read, chunk]);
+    if (read.length === length) then(read);
+  });
+}
+
+function sendText(reply: FastifyReply, text: string): void {
+  reply.hijack();
+  // By name: `getHeaders` copies all there are twice, and takes as long as the rest of this.
+  const headers = commonHeaders(reply.request.id);
+  headers.push('content-type', ANSWER_TYPE, 'content-length', String(Buffer.byteLength(text)));
+  for (const name of RARE_HEADERS) {
+    const value = reply.getHeader(name);
+    if (value !== undefined) headers.push(name, String(value));
+  }
+  reply.raw.writeHead(200, headers);
+  reply.raw.end(text);
 }
 
 /** A body of no such type, or none at all. */
@@ -183,7 +215,7 @@ function wrongMediaType(body: unknown): Failure {
     : new Failure('unsupported_media_type', 'Send the body as application/json or as a form.');
 }
 
-function questionOf(body: z.output<typeof jsonBody>, caller: Caller): { token: string; question: Question } {
+function questionOf(body: IntrospectionBody, caller: Caller): { token: string; question: Question } {
   const { key, token = key, scopes, workspace_id: workspaceId, environment, cost, request } = body;
   if (token === undefined || (key !== undefined && body.token !== undefined)) {
     throw invalidInput({ path: 'key', message: 'send the key in `key` or in `token`, one of them' });
@@ -219,19 +251,24 @@ function registerFormBody(app: FastifyInstance): void {
   );
 }
 
+const INVALID_TEXT = inactiveText(INVALID);
+
 function jsonAnswer(decision: Decision): string {
-  if (!decision.active) {
-    const { code, detail, limited } = decision;
-    const reason = { code, status: REFUSALS[code], detail };
-    const answer: InactiveAnswer =
-      limited === undefined
-        ? { active: false, reason }
-        : { active: false, reason, rate_limit: limited.rateLimit, retry_after: limited.retryAfterSeconds };
-    return JSON.stringify(answer);
-  }
+  // What a flood of made-up strings comes to.
+  if (decision === INVALID) return INVALID_TEXT;
+  if (!decision.active) return inactiveText(decision);
   const { key, accessToken } = decision.record;
   const expiresAt = accessToken === undefined ? key.expiresAt : endOf(key, accessToken);
   return activeText(key, expiresAt, decision.rateLimit ?? null);
+}
+
+function inactiveText({ code, detail, limited }: Refusal): string {
+  const reason = { code, status: REFUSALS[code], detail };
+  const answer: InactiveAnswer =
+    limited === undefined
+      ? { active: false, reason }
+      : { active: false, reason, rate_limit: limited.rateLimit, retry_after: limited.retryAfterSeconds };
+  return JSON.stringify(answer);
 }
 
 /**

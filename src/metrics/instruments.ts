@@ -42,17 +42,18 @@ export function createInstruments(registry: Registry): Instruments {
     },
 
     counts(name, help, label, values) {
-      const counted = new Map<string, number>(values.map((value) => [value, 0]));
+      const cells = new Map(values.map((value) => [String(value), { count: 0 }]));
       new Counter({
         ...named(name, help),
         labelNames: [label],
         collect() {
           this.reset();
-          for (const [value, count] of counted) this.inc({ [label]: value }, count);
+          for (const [value, { count }] of cells) this.inc({ [label]: value }, count);
         },
       });
       return (value, by = 1) => {
-        counted.set(value, (counted.get(value) ?? 0) + by);
+        const cell = cells.get(value);
+        if (cell !== undefined) cell.count += by;
       };
     },
 

@@ -1,3 +1,4 @@
+import { randomFillSync } from 'node:crypto';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { LRUCache } from 'lru-cache';
 import { v7 as uuidv7 } from 'uuid';
@@ -67,6 +68,9 @@ const CLOSING_RETRY_MS = 100;
 /** An address that a key was not used from for so long is new again. */
 const ADDRESS_RETENTION_DAYS = 400;
 const FORGET_ENTRIES = 5_000;
+/** What a UUID is made of. */
+const RANDOM_BYTES = 16;
+const DRAWN_IDS = 256;
 
 /** The classes that entries a second are counted in. */
 type Class = keyof typeof SHARES;
@@ -77,6 +81,7 @@ export function createRequestLog(options: RequestLogOptions): RequestLogKeeper {
   const { draw = Math.random, clock = () => performance.now(), maxWaiting = MAX_WAITING } = options;
   const rate = createRate(options.perSecond, clock);
   const known = new LRUCache<string, number>({ max: KNOWN_ADDRESSES });
+  const drawId = createIdDraw();
   let waiting: NewLogEntry[] = [];
   let inFlight: readonly NewLogEntry[] | undefined;
   let refusals = 0;
@@ -89,7 +94,7 @@ export function createRequestLog(options: RequestLogOptions): RequestLogKeeper {
   const newId = (atMs: number) => {
     // In the order of arrival within a millisecond.
     serial = (serial + 1) % 0x7fffffff;
-    return uuidv7({ msecs: Math.floor(atMs), seq: serial });
+    return uuidv7({ msecs: Math.floor(atMs), seq: serial, random: drawId() });
   };
 
   function schedule(inMs: number): void {
@@ -277,6 +282,20 @@ function pairOf(keyId: string | null, ip: string | null): string {
 function classOf(decision: Decision): Class {
   if (decision.active) return 'allowed';
   return decision.code === 'invalid' || decision.code === 'rate_limited' ? decision.code : 'refused';
+}
+
+/** The random part of an id. Many are drawn at once: each draw by itself costs as much as all the rest of a request. */
+function createIdDraw(): () => Uint8Array {
+  const drawn = new Uint8Array(DRAWN_IDS * RANDOM_BYTES);
+  let at = drawn.length;
+  return () => {
+    if (at === drawn.length) {
+      randomFillSync(drawn);
+      at = 0;
+    }
+    at += RANDOM_BYTES;
+    return drawn.subarray(at - RANDOM_BYTES, at);
+  };
 }
 
 /** Lets so many entries pass within each second, and of each class no more than its share. */

@@ -8,7 +8,7 @@ import { type LoadedKey, loadKeys } from '../storage/keys.ts';
 import { isTokenRevoked } from '../storage/revoked-tokens.ts';
 import type { KeyReader } from './key-reader.ts';
 import type { EngineObserver } from './observer.ts';
-import type { Flight, RecordCache } from './record-cache.ts';
+import type { Flight, RecordCache, TokenName } from './record-cache.ts';
 import type { Signed, SigningKeys } from './signing-keys.ts';
 import type { Resolved, Soon } from './verifier.ts';
 
@@ -44,7 +44,7 @@ export interface AccessTokensOptions {
   readonly reader: KeyReader;
   readonly cache: RecordCache<Resolved>;
   readonly signingKeys: Pick<SigningKeys, 'verify' | 'has'>;
-  readonly lease: { now(): number | undefined };
+  readonly lease: { leasedNow(): number | undefined };
   readonly observer: Pick<EngineObserver, 'lookedUp'>;
 }
 
@@ -82,11 +82,11 @@ export function createAccessTokens(options: AccessTokensOptions): AccessTokens {
   function loadRecord(keyId: KeyId, leased: boolean): Soon<Resolved> {
     if (!leased) return readRecord(keyId, undefined);
     const record = currentRecord(keyId);
-    const nowMs = lease.now();
+    const nowMs = lease.leasedNow();
     if (record !== undefined && nowMs !== undefined) return { record, nowMs };
     const underWay = cache.joinable(keyId)?.outcome;
     if (underWay !== undefined) return underWay;
-    const flight = cache.begin(keyId, keyId);
+    const flight = cache.begin(nameOf(keyId), keyId);
     flight.outcome = readRecord(keyId, flight).finally(() => cache.end(flight));
     return flight.outcome;
   }
@@ -100,7 +100,7 @@ export function createAccessTokens(options: AccessTokensOptions): AccessTokens {
     const readAt = performance.now();
     const { key, workspace, hash } = loaded;
     const record: KeyRecord = { key, workspace, restrictions: compileRestrictions(key.restrictions) };
-    cache.store(keyId, { record, hash, proven: false }, flight);
+    cache.store(nameOf(keyId), { record, hash, proven: false }, flight);
     return { record, nowMs: loaded.nowMs + (performance.now() - readAt) };
   }
 
@@ -109,7 +109,7 @@ export function createAccessTokens(options: AccessTokensOptions): AccessTokens {
       const tokenDigest = digest('sha256', jwt, 'binary');
       const held = leased ? tokens.get(tokenDigest) : undefined;
       if (held !== undefined && signingKeys.has(held.signed.kid)) {
-        const nowMs = lease.now();
+        const nowMs = lease.leasedNow();
         if (nowMs !== undefined && currentRecord(held.signed.token.keyId) === held.behind) {
           observer.lookedUp('memory');
           return { record: held.record, nowMs };
@@ -118,4 +118,9 @@ export function createAccessTokens(options: AccessTokensOptions): AccessTokens {
       return load(jwt, tokenDigest, leased);
     },
   };
+}
+
+/** Under which a key itself is held: no token has such a name. */
+function nameOf(keyId: KeyId): TokenName {
+  return { idPart: keyId, digest: keyId };
 }

@@ -73,8 +73,8 @@ export interface Membership {
   start(): Promise<void>;
   /** Whether memory may answer at this moment. */
   isLeased(): boolean;
-  /** Database time in milliseconds; `undefined` before the first registration. */
-  now(): number | undefined;
+  /** Database time in milliseconds, while memory may answer; `undefined` where it may not. */
+  leasedNow(): number | undefined;
   /** Milliseconds since the lease was last renewed; `undefined` outside. */
   leaseAgeMs(): number | undefined;
   /** Changes that are being made or wait for other instances. */
@@ -416,8 +416,8 @@ export function createMembership(options: MembershipOptions): Membership {
       );
   }
 
-  function isLeased(): boolean {
-    return registration !== undefined && (monotonic() < registration.deadline || broken.has('deadline'));
+  function isLeasedAt(now: number): boolean {
+    return registration !== undefined && (now < registration.deadline || broken.has('deadline'));
   }
 
   function hearQuota(payload: string): void {
@@ -588,8 +588,12 @@ export function createMembership(options: MembershipOptions): Membership {
       enter(first);
       running = run(first);
     },
-    isLeased,
-    now: () => (clock === undefined ? undefined : clock.databaseMs + (monotonic() - clock.monotonicMs)),
+    isLeased: () => isLeasedAt(monotonic()),
+    leasedNow() {
+      const now = monotonic();
+      if (clock === undefined || !isLeasedAt(now)) return undefined;
+      return clock.databaseMs + (now - clock.monotonicMs);
+    },
     leaseAgeMs: () => (registration === undefined ? undefined : monotonic() - registration.renewedAt),
     changesWaiting: () => waiters.size,
 

@@ -2,11 +2,14 @@ import { hash as digestOf } from 'node:crypto';
 import { LRUCache } from 'lru-cache';
 import type { KeyRecord } from '../domain/decision.ts';
 import type { KeyId } from '../domain/key-id.ts';
+import { idPartOfKey } from '../domain/token.ts';
 import type { BrokenRule, Memory } from './membership.ts';
-import { createSharing } from './sharing.ts';
+import { createSharing, flat } from './sharing.ts';
 
 /*
- * What memory holds of each token, found by its digest; and of a key whose access tokens are shown, found by its id:
+ * What memory holds of the token of each key, found by the part of it that is the key's id; and of a key whose access
+ * tokens are shown, found by its id. A string that was made up is told apart there, before anything is computed of it;
+ * of one with an id that memory knows, the digest decides.
  *
  *   proof   that the token matched this argon2 hash. Never stale: a hash does not change under a token.
  *   record  the key as it was read. Good while its epoch lasts, its key and its workspace were not invalidated.
@@ -35,8 +38,16 @@ interface WorkspaceHandle {
   records: number;
 }
 
+/** A token as memory knows it. */
+export interface TokenName {
+  /** The part that is its key's id (domain/token.ts), by which memory is looked up. */
+  readonly idPart: string;
+  /** Its SHA-256, which is what a proof is of. */
+  readonly digest: string;
+}
+
 export interface CacheEntry {
-  readonly keyId: KeyId;
+  readonly digest: string;
   /** Of the argon2 hash that the token matched; `undefined` while only an unproved record is known. */
   proven: Fingerprint | undefined;
   /** Of the record's hash. */
@@ -47,8 +58,7 @@ export interface CacheEntry {
 }
 
 /** A load that other requests may join, until it is detached. */
-export interface Flight<Outcome> {
-  readonly digest: string;
+export interface Flight<Outcome> extends Pick<TokenName, 'digest'> {
   readonly keyId: KeyId;
   readonly epoch: number;
   detached: boolean;
@@ -56,17 +66,18 @@ export interface Flight<Outcome> {
 }
 
 export interface RecordCache<Outcome> extends Memory {
-  /** The record of a token, if it may be believed without asking the database, and without a proof where none is needed. */
-  find(digest: string): CacheEntry | undefined;
+  /** What is known of the token with this id: whether that is the one at hand, its digest says. */
+  find(idPart: string): CacheEntry | undefined;
+  /** The record of an entry, if it may be believed without asking the database. */
   currentRecord(entry: CacheEntry): KeyRecord | undefined;
   /** Whether a token is known to match this argon2 hash. */
-  isProven(digest: string, hash: string): boolean;
+  isProven(name: TokenName, hash: string): boolean;
   /** The flight of a token that a request may join now. */
   joinable(digest: string): Flight<Outcome> | undefined;
-  begin(digest: string, keyId: KeyId): Flight<Outcome>;
+  begin(name: TokenName, keyId: KeyId): Flight<Outcome>;
   end(flight: Flight<Outcome>): void;
   /** Keeps what a read and a proof found: the proof in any case, the record if its flight may leave one. */
-  store(digest: string, found: Found, flight: Flight<Outcome> | undefined): void;
+  store(name: TokenName, found: Found, flight: Flight<Outcome> | undefined): void;
   readonly size: number;
   /** Loads under way that may be joined. */
   readonly loading: number;
@@ -90,7 +101,6 @@ export function createRecordCache<Outcome>({
   capacity,
   broken = new Set(),
 }: RecordCacheOptions): RecordCache<Outcome> {
-  const digests = new Map<KeyId, string>();
   const workspaces = new Map<string, WorkspaceHandle>();
   const flights = new Map<string, Flight<Outcome>>();
   const sharing = createSharing();
@@ -99,10 +109,9 @@ export function createRecordCache<Outcome>({
 
   const entries = new LRUCache<string, CacheEntry>({
     max: capacity,
-    dispose: (entry, digest, reason) => {
+    dispose(entry, _idPart, reason) {
       if (reason === 'evict') evictions++;
       dropRecord(entry);
-      if (digests.get(entry.keyId) === digest) digests.delete(entry.keyId);
     },
   });
 
@@ -130,19 +139,19 @@ export function createRecordCache<Outcome>({
     return { ...record, key: sharing.compact(record.key, workspace.id) };
   }
 
-  function entryOf(digest: string, keyId: KeyId): CacheEntry {
-    let entry = entries.get(digest);
-    if (entry === undefined) {
+  function entryOf({ idPart, digest }: TokenName): CacheEntry {
+    let entry = entries.get(idPart);
+    if (entry?.digest !== digest) {
       entry = {
-        keyId,
+        digest,
         proven: undefined,
         hash: undefined,
         record: undefined,
         workspace: undefined,
         epoch,
       };
-      entries.set(digest, entry);
-      if (digest !== keyId) digests.set(keyId, digest);
+      // A copy: the part that was cut out of a token would keep the token.
+      entries.set(flat(idPart), entry);
     }
     return entry;
   }
@@ -158,16 +167,16 @@ export function createRecordCache<Outcome>({
     !flight.detached && (flight.epoch === epoch || broken.has('epoch'));
 
   return {
-    find: (digest) => entries.get(digest),
+    find: (idPart) => entries.get(idPart),
     currentRecord: (entry) =>
       entry.epoch === epoch && entry.workspace?.current === true ? entry.record : undefined,
-    isProven: (digest, hash) => {
-      const proven = entries.get(digest)?.proven;
-      return proven !== undefined && proven === fingerprintOf(hash);
+    isProven: ({ idPart, digest }, hash) => {
+      const entry = entries.get(idPart);
+      return entry?.digest === digest && entry.proven !== undefined && entry.proven === fingerprintOf(hash);
     },
     joinable: (digest) => flights.get(digest),
 
-    begin(digest, keyId) {
+    begin({ digest }, keyId) {
       const flight: Flight<Outcome> = { digest, keyId, epoch, detached: false, outcome: undefined };
       flights.set(digest, flight);
       return flight;
@@ -177,11 +186,11 @@ export function createRecordCache<Outcome>({
       if (flights.get(flight.digest) === flight) flights.delete(flight.digest);
     },
 
-    store(digest, { record, hash, proven }, flight) {
+    store(name, { record, hash, proven }, flight) {
       const keepRecord = flight !== undefined && mayLand(flight);
       if (!proven && !keepRecord) return;
       const fingerprint = fingerprintOf(hash);
-      const entry = entryOf(digest, record.key.id);
+      const entry = entryOf(name);
       if (proven) entry.proven = fingerprint;
       if (!keepRecord) return;
       dropRecord(entry);
@@ -205,8 +214,8 @@ export function createRecordCache<Outcome>({
       }
       const ids = new Set(subject.kind === 'keys' ? subject.ids : [subject.id]);
       for (const id of ids) {
-        for (const digest of [digests.get(id), id]) {
-          const entry = digest === undefined ? undefined : entries.peek(digest);
+        for (const name of [idPartOfKey(id), id]) {
+          const entry = entries.peek(name);
           if (entry !== undefined) dropRecord(entry);
         }
       }

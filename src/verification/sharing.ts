@@ -50,6 +50,6 @@ export function createSharing(): Sharing {
 }
 
 /** A string of its own, neither put together from others nor cut from another. */
-function flat(value: string): string {
+export function flat(value: string): string {
   return Buffer.from(value).toString();
 }

@@ -1,4 +1,4 @@
-import { hash as digest, timingSafeEqual } from 'node:crypto';
+import { hash, timingSafeEqual } from 'node:crypto';
 import { isJwt } from '../domain/access-token.ts';
 import { type Caller, callerOf } from '../domain/caller.ts';
 import {
@@ -19,7 +19,7 @@ import { hmacSha256 } from '../domain/key-secret.ts';
 import type { RateLimit } from '../domain/rate-limit.ts';
 import { compileRestrictions } from '../domain/restriction.ts';
 import type { Catalogue } from '../domain/scope-catalogue.ts';
-import type { TokenMint } from '../domain/token.ts';
+import { idPartOf, type TokenMint } from '../domain/token.ts';
 import { SYSTEM_WORKSPACE } from '../domain/workspace.ts';
 import type { Database } from '../storage/database.ts';
 import { type LoadedKey, loadKeys, replaceHash, storeMemo } from '../storage/keys.ts';
@@ -28,7 +28,7 @@ import type { CatalogueCache } from './catalogue-cache.ts';
 import { createKeyReader } from './key-reader.ts';
 import type { EngineObserver } from './observer.ts';
 import type { Charge, Quota } from './quota.ts';
-import type { Flight, RecordCache } from './record-cache.ts';
+import type { Flight, RecordCache, TokenName } from './record-cache.ts';
 import type { SecretHasher } from './secret-hasher.ts';
 import type { SigningKeys } from './signing-keys.ts';
 
@@ -36,6 +36,18 @@ import type { SigningKeys } from './signing-keys.ts';
 export type Authentication =
   | { readonly authenticated: true; readonly caller: Caller; readonly rateLimit: RateLimit | null }
   | { readonly authenticated: false; readonly because: 'invalid' | 'address' };
+
+/** A token that somebody shows, with what was worked out of it: once, however often the same is shown again. */
+export interface ShownToken {
+  readonly token: string;
+  readonly idPart: string;
+  /** Its SHA-256, once that was asked for. Of a string that was made up it never is. */
+  digest: string | undefined;
+}
+
+export function showToken(token: string): ShownToken {
+  return { token, idPart: idPartOf(token), digest: undefined };
+}
 
 /** A promise only where the database or argon2 had to be asked: a warm answer waits for nothing. */
 export type Soon<T> = T | Promise<T>;
@@ -61,7 +73,7 @@ export interface Verifier {
    */
   verify(token: string, question: Question): Soon<Decision>;
   /** Finds out which service key calls Claviger, from which address. Throws as `verify` does. */
-  authenticate(token: string, address: () => string): Soon<Authentication>;
+  authenticate(token: string | ShownToken, address: () => string): Soon<Authentication>;
   /**
    * The key whose token this is, whatever became of the key, a service key too: for whoever may do to it what its holder
    * may. Proved, but for a revoked key, to which nothing more can be done. Throws as `verify` does.
@@ -92,8 +104,8 @@ export interface VerifierOptions {
   readonly catalogues: CatalogueCache;
   readonly quota: Pick<Quota, 'charge'>;
   readonly signingKeys: Pick<SigningKeys, 'verify' | 'has'>;
-  /** Whether memory may answer, and the database time to judge it by. */
-  readonly lease: { isLeased(): boolean; now(): number | undefined };
+  /** Whether memory may answer, and if it may, the database time to judge it by. */
+  readonly lease: { isLeased(): boolean; leasedNow(): number | undefined };
   /** The key of the memo's MACs; `undefined`: no memo. */
   readonly memoKey: Uint8Array | undefined;
   readonly observer: EngineObserver;
@@ -105,35 +117,36 @@ export function createVerifier(options: VerifierOptions): Verifier {
   const reader = createKeyReader(database);
   const accessTokens = createAccessTokens({ ...options, reader });
 
-  function resolve(token: string, leased: boolean): Soon<Resolved> {
-    const tokenDigest = digest('sha256', token, 'binary');
-    if (leased) {
-      const held = fromMemory(tokenDigest);
-      if (held !== undefined) return held;
-      const flight = cache.joinable(tokenDigest);
-      if (flight?.outcome !== undefined) {
-        observer.lookedUp('joined');
-        return flight.outcome;
-      }
-    }
+  function resolve(shown: ShownToken, leasedNowMs: number | undefined): Soon<Resolved> {
+    const leased = leasedNowMs !== undefined;
+    const held = leased ? fromMemory(shown, leasedNowMs) : undefined;
+    if (held !== undefined) return held;
+    const { token } = shown;
     const id = mint.identify(token);
     if (id === undefined) {
       observer.lookedUp('unminted');
       return undefined;
     }
+    const name = nameOf(shown);
+    if (!leased) {
+      observer.lookedUp('database');
+      return load({ token, name, id }, undefined);
+    }
+    const joined = cache.joinable(name.digest)?.outcome;
+    if (joined !== undefined) {
+      observer.lookedUp('joined');
+      return joined;
+    }
     observer.lookedUp('database');
-    if (!leased) return load({ token, tokenDigest, id }, undefined);
-
-    const flight = cache.begin(tokenDigest, id);
-    flight.outcome = load({ token, tokenDigest, id }, flight).finally(() => cache.end(flight));
+    const flight = cache.begin(name, id);
+    flight.outcome = load({ token, name, id }, flight).finally(() => cache.end(flight));
     return flight.outcome;
   }
 
-  function fromMemory(tokenDigest: string): Resolved {
-    const entry = cache.find(tokenDigest);
+  function fromMemory(shown: ShownToken, nowMs: number): Resolved {
+    const entry = cache.find(shown.idPart);
     const record = entry && cache.currentRecord(entry);
-    const nowMs = lease.now();
-    if (entry === undefined || record === undefined || nowMs === undefined) return undefined;
+    if (entry === undefined || record === undefined || entry.digest !== digestOf(shown)) return undefined;
     // A key that is over needs no proof: its token was minted here, and nothing but its end is told.
     if (entry.proven !== entry.hash && refuseUnproved(record.key, nowMs) === undefined) return undefined;
     observer.lookedUp('memory');
@@ -141,7 +154,7 @@ export function createVerifier(options: VerifierOptions): Verifier {
   }
 
   async function load(
-    { token, tokenDigest, id }: { token: string; tokenDigest: string; id: KeyId },
+    { token, name, id }: { token: string; name: TokenName; id: KeyId },
     flight: Flight<Resolved> | undefined,
   ): Promise<Resolved> {
     // Without a lease no request shares a read, not even the statement.
@@ -154,9 +167,9 @@ export function createVerifier(options: VerifierOptions): Verifier {
     const { key, workspace } = loaded;
     const record: KeyRecord = { key, workspace, restrictions: compileRestrictions(key.restrictions) };
     const over = refuseUnproved(key, loaded.nowMs) !== undefined;
-    const hash = over ? loaded.hash : await prove(token, tokenDigest, loaded);
+    const hash = over ? loaded.hash : await prove(token, name, loaded);
     if (hash === undefined) return undefined;
-    cache.store(tokenDigest, { record, hash, proven: !over }, flight);
+    cache.store(name, { record, hash, proven: !over }, flight);
     // The proof may have waited long for its slot, and a request may have joined when the key was over already.
     return { record, nowMs: loaded.nowMs + (performance.now() - readAt) };
   }
@@ -164,10 +177,10 @@ export function createVerifier(options: VerifierOptions): Verifier {
   /** The hash that the token is now known to match; `undefined` for a token that does not match. */
   async function prove(
     token: string,
-    tokenDigest: string,
+    name: TokenName,
     { key, hash, memo }: LoadedKey,
   ): Promise<string | undefined> {
-    if (cache.isProven(tokenDigest, hash)) {
+    if (cache.isProven(name, hash)) {
       observer.proved('memory');
       return hash;
     }
@@ -241,8 +254,11 @@ export function createVerifier(options: VerifierOptions): Verifier {
 
   return {
     verify(token, question) {
-      const leased = lease.isLeased();
-      const resolved = isJwt(token) ? accessTokens.resolve(token, leased) : resolve(token, leased);
+      const leasedNowMs = lease.leasedNow();
+      const leased = leasedNowMs !== undefined;
+      const resolved = isJwt(token)
+        ? accessTokens.resolve(token, leased)
+        : resolve(showToken(token), leasedNowMs);
       const catalogue = leased ? catalogues.held() : undefined;
       if (resolved instanceof Promise || (resolved !== undefined && catalogue === undefined)) {
         return decideLater(resolved, question);
@@ -252,28 +268,30 @@ export function createVerifier(options: VerifierOptions): Verifier {
     },
 
     authenticate(token, address) {
-      const resolved = resolve(token, lease.isLeased());
+      const shown = typeof token === 'string' ? showToken(token) : token;
+      const resolved = resolve(shown, lease.leasedNow());
       return resolved instanceof Promise
         ? resolved.then((found) => authenticationOf(found, address))
         : authenticationOf(resolved, address);
     },
 
     async identifyHolder(token) {
-      const found = await resolve(token, lease.isLeased());
+      const shown = showToken(token);
+      const found = await resolve(shown, lease.leasedNow());
       if (found === undefined) return undefined;
       const { id } = found.record.key;
       const status = statusOf(found.record.key, found.nowMs);
       if (status !== 'expired') return { id, isRevoked: status === 'revoked' };
       // Without a proof so far: that it has expired is told for the tag alone.
       const loaded = await reader.read(id);
-      const proof = loaded && (await prove(token, digest('sha256', token, 'binary'), loaded));
+      const proof = loaded && (await prove(token, nameOf(shown), loaded));
       return proof === undefined ? undefined : { id, isRevoked: false };
     },
 
     async authorizeClient({ id, token }, address) {
       // Before all else: a token of another key is none for this one, and an access token is none at all.
       if (mint.identify(token) !== id) return unauthorized('invalid');
-      const found = await resolve(token, lease.isLeased());
+      const found = await resolve(showToken(token), lease.leasedNow());
       if (found === undefined || found.record.key.workspaceId === SYSTEM_WORKSPACE)
         return unauthorized('invalid');
       const foundAt = performance.now();
@@ -328,6 +346,16 @@ function authenticationOf(found: Resolved, address: () => string): Authenticatio
     return NOT_GENUINE;
   if (record.restrictions?.allowsAddress(address()) === false) return WRONG_ADDRESS;
   return { authenticated: true, caller: callerOf(record.key, nowMs), rateLimit: record.key.rateLimit };
+}
+
+/** `binary` is Latin-1, a character for each byte: the cheapest way out of `hash`. */
+function digestOf(shown: ShownToken): string {
+  shown.digest ??= hash('sha256', shown.token, 'binary');
+  return shown.digest;
+}
+
+function nameOf(shown: ShownToken): TokenName {
+  return { idPart: shown.idPart, digest: digestOf(shown) };
 }
 
 /** `timingSafeEqual` throws where lengths differ, and a memo that is none must not cost its key the verdict. */
