@@ -1,7 +1,8 @@
-// Draws a CPU profile (node --cpu-prof) as a flame graph: node bench/flame.js in.cpuprofile out.svg
+// Draws a CPU profile (node --cpu-prof) as a flame graph: node bench/flame.js in.cpuprofile out.svg [function...]
 //
 // Each box is a function within its caller, as wide as its share of the time in which the process did anything. Boxes
-// of one function within one caller stand together, widest first; what is narrower than a pixel is left out.
+// of one function within one caller stand together, widest first; what is narrower than two pixels is left out. Named
+// functions are the only ones drawn of those that nothing else called: what a start takes is not what requests take.
 import { readFileSync, writeFileSync } from 'node:fs';
 
 const WIDTH = 1_200;
@@ -24,7 +25,7 @@ const KINDS = [
   { name: 'Node, V8, kernel', color: '#d9d9d9', matches: () => true },
 ];
 
-const [input, output] = process.argv.slice(2);
+const [input, output, ...tops] = process.argv.slice(2);
 if (input === undefined || output === undefined) throw new Error('usage: flame.js in.cpuprofile out.svg');
 const profile = JSON.parse(readFileSync(input, 'utf8'));
 const nodes = new Map(profile.nodes.map((node) => [node.id, { ...node, selfUs: 0 }]));
@@ -52,13 +53,15 @@ function merge(siblings) {
     .sort((a, b) => b.us - a.us);
 }
 
-const [all] = merge([profile.nodes[0]]);
+const [root] = merge([profile.nodes[0]]);
+const within = root.within.filter(({ name }) => tops.length === 0 || tops.includes(name));
+const all = { ...root, within, us: within.reduce((sum, { us }) => sum + us, 0) };
 let depth = 0;
 const drawn = [];
 
 function draw(box, x, level) {
   const width = (box.us / all.us) * WIDTH;
-  if (width < 1) return;
+  if (width < 2) return;
   depth = Math.max(depth, level + 1);
   const { color } = KINDS.find(({ matches }) => matches(box.url));
   const place = box.url.replace(/^.*\/(node_modules|dist)\//, '$1/');
