@@ -96,6 +96,8 @@ export function startTracing({ endpoint, version, sample, report }: TracingOptio
     requestHook(span, request) {
       span.updateName(`${request.method} ${request.routeOptions.url ?? 'none'}`);
       span.setAttribute('claviger.request_id', request.id);
+      // A body's events are the connection's: what is done on them belongs to the request all the same.
+      context.bind(trace.setSpan(context.active(), span), request.raw);
     },
     // By itself it would name the source text of the function that the route was registered in.
     lifecycleHook: (span, { hookName }) => span.updateName(hookName),

@@ -157,6 +157,26 @@ test('a request, its handler and its statements are spans of one trace, which is
   expect(collector.resources[0]).toMatchObject({ 'service.name': 'claviger' });
 });
 
+test('an introspection is a span too, and so is what it has to read', async () => {
+  const collector = await startCollector();
+  const database = await databaseOfTest({ empty: true });
+  const service = await startService({
+    database,
+    environment: { OTEL_EXPORTER_OTLP_ENDPOINT: collector.url },
+  });
+  const { token } = await service.createKey();
+  await service.introspect(token, {}, { headers: { traceparent: `00-${TRACE}-${PARENT}-01` } });
+  expect(await service.end('SIGTERM')).toBe(0);
+  const spans = collector.spans.filter(({ traceId }) => traceId === TRACE);
+  const [request] = spans.filter(({ name }) => name === 'POST /v1/introspect');
+  expect(request).toMatchObject({ parentSpanId: PARENT, attributes: { 'http.response.status_code': 200 } });
+  const ids = new Set(spans.map(({ spanId }) => spanId));
+  const [read] = spans.filter(({ attributes }) =>
+    /^select .*"api_keys"/.test(String(attributes['db.query.text'])),
+  );
+  expect(ids).toContain(read?.parentSpanId);
+});
+
 test('the context is passed on to PostgreSQL, which shows it with the statement', async () => {
   const collector = await startCollector();
   const database = await databaseOfTest({ empty: true });
