@@ -89,7 +89,7 @@ async function beside(
   return comparison;
 }
 
-async function expectActive({ url, headers = {}, bodies }: Load): Promise<void> {
+async function expectActive({ url, headers = {}, bodies = [] }: Load): Promise<void> {
   for (const body of bodies) {
     const response = await fetch(url, {
       method: 'POST',
