@@ -181,7 +181,7 @@ export async function buildApp(dependencies: AppDependencies): Promise<FastifyIn
   registerRateLimitRoutes({ callers, database, lookAtQuota: dependencies.lookAtQuota });
   registerWorkspaceRoutes({ callers, workspaces, database });
   registerScopeRoutes({ callers, scopes, database, cursors });
-  registerIntrospectRoute({ callers, verifier, recorder });
+  registerIntrospectRoute({ callers, verifier, recorder, isTraced: dependencies.tracing !== undefined });
   registerAuthorizeRoute(app, { ...dependencies, callers });
   registerAuditRoutes({ callers, database, cursors });
   registerRequestLogRoutes({ callers, database, cursors });

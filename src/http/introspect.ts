@@ -99,10 +99,13 @@ export function registerIntrospectRoute({
   callers,
   verifier,
   recorder,
+  isTraced,
 }: {
   callers: Callers;
   verifier: Verifier;
   recorder: Recorder;
+  /** A span of a request ends in a hook of Fastify's sending, which plain answers go past. */
+  isTraced: boolean;
 }): void {
   function answer(body: IntrospectionBody, request: FastifyRequest): Soon<string> {
     const { token, question } = questionOf(body, callerOf(request));
@@ -114,7 +117,7 @@ export function registerIntrospectRoute({
     plain.post(
       '/v1/introspect',
       {
-        preParsing: answerPlainly(answer),
+        ...(isTraced ? {} : { preParsing: answerPlainly(answer) }),
         // The hot route: its body is parsed once, below, and its answers are finished text.
         schema: {
           tags: ['Introspection'],
