@@ -1,3 +1,5 @@
+import { Agent, get } from 'node:http';
+import type { Socket } from 'node:net';
 import { afterAll, beforeAll, describe, expect, test } from 'vitest';
 import { PERMISSIONS } from '../../src/domain/scope.ts';
 import { appOfTest, createTestApp, type TestApp } from '../support/app.ts';
@@ -529,4 +531,28 @@ describe('the last active admin', () => {
       if (loser === first) survivor = second.token;
     }
   });
+});
+
+test('on one connection, each request is judged by the key that it shows and by what has become of that', async () => {
+  const agent = new Agent({ keepAlive: true, maxSockets: 1 });
+  const sockets = new Set<Socket>();
+  const ask = (token: string) =>
+    new Promise<number | undefined>((resolve, reject) => {
+      const options = { host: '127.0.0.1', port, path: '/v1/me', agent, headers: { 'x-api-key': token } };
+      get(options, (response) => {
+        sockets.add(response.socket);
+        response.resume().on('end', () => resolve(response.statusCode));
+      }).on('error', reject);
+    });
+  const first = await app.createServiceKey([]);
+  const second = await app.createServiceKey([]);
+  const statuses: (number | undefined)[] = [];
+  for (const token of [first.token, first.token, `${first.token}x`, second.token, first.token])
+    statuses.push(await ask(token));
+  expect(statuses).toEqual([200, 200, 401, 200, 200]);
+  await app.delete(`/v1/api-keys/${first.id}`);
+  expect(await ask(first.token)).toBe(401);
+  expect(await ask(second.token)).toBe(200);
+  expect(sockets.size).toBe(1);
+  agent.destroy();
 });
