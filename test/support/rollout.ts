@@ -44,12 +44,13 @@ export function startRollout({ token, clients }: { token: string; clients: numbe
   let lives = 0;
   let turn = 0;
   let stopping = false;
+  let over = false;
   const probes: Promise<void>[] = [];
 
   const ready = () => [...targets].filter((target) => target.ready);
 
   async function probe(target: Target): Promise<void> {
-    while (!target.gone && !stopping) {
+    while (!target.gone && !over) {
       const outcome = await sendOnce(target.service.url, 'none', { method: 'GET', path: '/readyz' });
       target.ready = outcome.answered && outcome.status === 200;
       await sleep(PROBE_EVERY_MS);
@@ -117,6 +118,7 @@ export function startRollout({ token, clients }: { token: string; clients: numbe
   const started: Promise<void>[] = [];
   onTestFinished(() => {
     stopping = true;
+    over = true;
   });
   return {
     async add(service) {
@@ -142,7 +144,10 @@ export function startRollout({ token, clients }: { token: string; clients: numbe
     },
     async stop() {
       stopping = true;
-      await Promise.all([...started, ...probes]);
+      // Clients finish the lives that they are at, and need instances for it.
+      await Promise.all(started);
+      over = true;
+      await Promise.all(probes);
       return { faults, requests, tokens };
     },
   };
