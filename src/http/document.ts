@@ -172,6 +172,7 @@ export function createDocumenter(): Documenter {
         }
         addPermission(operation);
         addHeaders(operation);
+        unwrapReferences(operation);
         addExamples(operation);
       }
       const schemas = Object.fromEntries([...named].sort(([one], [other]) => (one < other ? -1 : 1)));
@@ -196,6 +197,18 @@ function addPermission(operation: Operation): void {
   if (permission === undefined) return;
   const { description = '' } = operation;
   operation.description = `${description}\n\nPermission: \`${permission}\`.`.trim();
+}
+
+/** A reference stood in an `allOf` for its description, which has moved to the response by now. */
+function unwrapReferences({ responses }: Operation): void {
+  for (const { content = {} } of Object.values(responses)) {
+    for (const media of Object.values(content)) {
+      const { allOf: [reference, ...more] = [], ...siblings } = media.schema ?? {};
+      if (reference !== undefined && more.length === 0 && Object.keys(siblings).length === 0) {
+        media.schema = reference;
+      }
+    }
+  }
 }
 
 function addExamples({ operationId, requestBody, responses }: Operation): void {

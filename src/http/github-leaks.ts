@@ -122,6 +122,7 @@ export function registerGithubLeakRoute(
           summary: "GitHub's report of leaked tokens",
           description:
             "For GitHub's secret scanning partner program: its signature over the body stands for a service key. Keys whose tokens are among the matches are revoked with the reason `leaked` when this answers, as `POST /v1/leaks` does it. The answer is the feedback that GitHub takes.",
+          security: [],
           documentedHeaders,
           documentedBody: { content: { 'application/json': { schema: matches } } },
           response: {

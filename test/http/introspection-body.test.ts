@@ -90,7 +90,8 @@ describe('a plain body of an introspection', () => {
       }),
       { numRuns: 3_000 },
     );
-    expect(plain).toBeGreaterThan(1_000);
+    // Half of the texts are disturbed, and two styles of five are not plain.
+    expect(plain).toBeGreaterThan(500);
   });
 
   test('is what usual clients send', () => {

@@ -228,7 +228,7 @@ describe('a database of the release before partitions', () => {
 
     await migrateDatabase(test.url);
     expect(await test.query('SELECT * FROM audit_events ORDER BY id')).toEqual(
-      before.map((row) => ({ ...row, target: null })),
+      before.map((row) => ({ ...row, target: null, source: null })),
     );
     await appendAsBefore(Date.now() + 1);
     await appendAsBefore(Date.now() + MONTH_MS);

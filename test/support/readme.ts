@@ -47,10 +47,14 @@ export function examplesOf(blocks: readonly Block[]): { commands: Block; output:
   return blocks.flatMap((commands, index) => {
     if (commands.language !== 'sh') return [];
     const next = blocks[index + 1];
-    return [
-      { commands, output: next !== undefined && /^(json|text)$/.test(next.language) ? next : undefined },
-    ];
+    const isOutput =
+      next !== undefined && /^(json|text)$/.test(next.language) && documentOf(next) === documentOf(commands);
+    return [{ commands, output: isOutput ? next : undefined }];
   });
+}
+
+function documentOf({ place }: Block): string {
+  return place.replace(/:\d+$/, '');
 }
 
 /** What differs from run to run, replaced by words. */
