@@ -93,7 +93,7 @@ const legend = KINDS.map(
 const height = TITLE + depth * ROW + 8;
 writeFileSync(
   output,
-  `<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 ${WIDTH} ${height}" font-family="monospace" font-size="11">
+  `<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 ${WIDTH} ${height}" font-family="monospace" font-size="11"><title>Flame graph of the server</title>
 <rect width="${WIDTH}" height="${height}" fill="#fff"/>
 <text x="8" y="16">Time of the server's thread, callers above callees. Node ${process.versions.node}.</text>
 ${legend.join('\n')}
