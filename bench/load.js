@@ -30,6 +30,7 @@ async function startStream({
   amount,
   inTurn = false,
   isCoarse = false,
+  isAwake = false,
 }) {
   const target = new URL(url);
   // Without bodies there is nothing to send: GET.
@@ -151,7 +152,12 @@ async function startStream({
   }, LOOK_EVERY_MS);
   if (rate === undefined) {
     for (const line of lines) proceed(line);
+    if (isAwake) stayAwake();
     return { done };
+  }
+
+  function stayAwake() {
+    if (!isOver()) setImmediate(stayAwake);
   }
 
   free.push(...lines);

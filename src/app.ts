@@ -1,4 +1,4 @@
-import type { IncomingMessage, Server } from 'node:http';
+import type { Server } from 'node:http';
 import type { SecureContextOptions } from 'node:tls';
 import rateLimit from '@fastify/rate-limit';
 import Fastify, {
@@ -16,12 +16,14 @@ import { type GatewaySettings, registerAuthorizeRoute, routedUrl } from './http/
 import { registerJsonBody } from './http/body.ts';
 import { type CallerLimits, createCallers } from './http/callers.ts';
 import { setCommonHeaders } from './http/common-headers.ts';
-import { guardConnections } from './http/connections.ts';
+import { guardConnections, putInFront } from './http/connections.ts';
 import type { CursorCodec } from './http/cursor.ts';
 import { collectDocument, registerDocumentation } from './http/documentation.ts';
+import { createFastPath, leftOf } from './http/fast-path.ts';
 import type { GithubKeys } from './http/github-keys.ts';
 import { registerGithubLeakRoute } from './http/github-leaks.ts';
 import { type Readiness, registerHealthRoutes } from './http/health.ts';
+import { faultOfHost } from './http/host.ts';
 import { registerIntrospectRoute } from './http/introspect.ts';
 import { registerKeyRoutes } from './http/keys.ts';
 import { registerLeakRoute } from './http/leaks.ts';
@@ -134,7 +136,7 @@ export async function buildApp(dependencies: AppDependencies): Promise<FastifyIn
     routerOptions: { maxParamLength: MAX_PARAM_LENGTH },
     trustProxy: dependencies.trustedProxies.length === 0 ? false : [...dependencies.trustedProxies],
     rewriteUrl: routedUrl,
-    genReqId: requestIdOf,
+    genReqId: (message) => leftOf(message)?.id ?? requestIdOf(message),
     requestIdHeader: false,
     // While it drains an instance still answers what it accepted; Fastify's own 503 would drop it.
     return503OnClosing: false,
@@ -143,12 +145,11 @@ export async function buildApp(dependencies: AppDependencies): Promise<FastifyIn
       : { https: { ...HTTP_OPTIONS, ...tls, handshakeTimeout: REQUEST_TIMEOUT_MS } }),
     clientErrorHandler: (error, socket) => refuseBytes(error, socket),
     frameworkErrors: (error, request, reply) => {
-      follow(request, reply);
+      follow(request, reply.raw);
       setCommonHeaders(request.id, reply);
       handleError(error, request, reply);
     },
   });
-  const refuseBytes = guardConnections(app.server, traffic);
   const follow = followTraffic(app, { logger, observer: traffic });
 
   app.setValidatorCompiler(validatorCompiler);
@@ -157,7 +158,8 @@ export async function buildApp(dependencies: AppDependencies): Promise<FastifyIn
   registerJsonBody(app);
   if (dependencies.tracing !== undefined) await app.register(dependencies.tracing);
   app.addHook('onRequest', (request, reply, done) => {
-    follow(request, reply);
+    // A request whose body was read on the fast path is followed already.
+    if (leftOf(request.raw) === undefined) follow(request, reply.raw);
     setCommonHeaders(request.id, reply);
     if (isClosing()) reply.header('connection', 'close');
     const badHost = faultOfHost(request.raw);
@@ -181,8 +183,19 @@ export async function buildApp(dependencies: AppDependencies): Promise<FastifyIn
   registerRateLimitRoutes({ callers, database, lookAtQuota: dependencies.lookAtQuota });
   registerWorkspaceRoutes({ callers, workspaces, database });
   registerScopeRoutes({ callers, scopes, database, cursors });
-  registerIntrospectRoute({ callers, verifier, recorder, isTraced: dependencies.tracing !== undefined });
-  registerAuthorizeRoute(app, { ...dependencies, callers });
+  const trustsProxies = dependencies.trustedProxies.length > 0;
+  const fastRoutes = [
+    registerIntrospectRoute({ callers, verifier, recorder, traffic, trustsProxies }),
+    registerAuthorizeRoute(app, { ...dependencies, callers }),
+  ];
+  // The span of a request is begun and ended by hooks of Fastify's.
+  if (dependencies.tracing === undefined) {
+    const isOpen = () => !isClosing();
+    putInFront(app.server, (fastify) =>
+      createFastPath({ routes: fastRoutes, callers, follow, logger, isOpen }, fastify),
+    );
+  }
+  const refuseBytes = guardConnections(app.server, traffic);
   registerAuditRoutes({ callers, database, cursors });
   registerRequestLogRoutes({ callers, database, cursors });
   registerUsageRoutes({ callers, database, recorder });
@@ -205,16 +218,4 @@ export async function buildApp(dependencies: AppDependencies): Promise<FastifyIn
   if (dependencies.metrics !== undefined) registerMetricsRoute(app, dependencies.metrics);
   registerDocumentation(app);
   return app;
-}
-
-/** RFC 9112 §3.2: one Host. Where there are two, a proxy before us may have gone by the other. */
-function faultOfHost({ rawHeaders, httpVersion }: IncomingMessage): Failure | undefined {
-  let hosts = 0;
-  for (let index = 0; index < rawHeaders.length; index += 2) {
-    const name = rawHeaders[index];
-    if (name?.length === 4 && name.toLowerCase() === 'host') hosts++;
-  }
-  // Without one: HTTP/1.0 alone. Node also reads 0.9, a line without a version.
-  if (hosts === 1 || (hosts === 0 && httpVersion === '1.0')) return undefined;
-  return new Failure('invalid_request', 'An HTTP/1.1 request needs a Host header, and just one.');
 }

@@ -1,3 +1,4 @@
+import type { IncomingMessage } from 'node:http';
 import type { FastifyRequest } from 'fastify';
 import { type Address, formatAddress, parseAddress } from '../domain/address.ts';
 
@@ -8,18 +9,18 @@ const UNKNOWN = 'unknown';
  * The client's address in its one spelling: the socket's peer, or where that is a trusted proxy what it forwards.
  * A proxy may forward any text, a secret too; only an address goes on to logs, audit events and limits.
  */
-export function addressOf(request: FastifyRequest): string {
+export function addressOf(request: Pick<FastifyRequest, 'ip'>): string {
   const address = parseAddress(request.ip ?? '');
   return address === undefined ? UNKNOWN : formatAddress(address);
 }
 
 /** The address at the other end of the connection, whoever that speaks for; `undefined` where it is not known any more. */
-export function peerOf(request: FastifyRequest): Address | undefined {
-  return parseAddress(request.raw.socket.remoteAddress ?? '');
+export function peerOf({ socket }: IncomingMessage): Address | undefined {
+  return parseAddress(socket.remoteAddress ?? '');
 }
 
-export function peerAddressOf(request: FastifyRequest): string {
-  const peer = peerOf(request);
+export function peerAddressOf(message: IncomingMessage): string {
+  const peer = peerOf(message);
   return peer === undefined ? UNKNOWN : formatAddress(peer);
 }
 

@@ -1,10 +1,10 @@
-import { type IncomingHttpHeaders, METHODS } from 'node:http';
+import { type IncomingHttpHeaders, type IncomingMessage, METHODS } from 'node:http';
 import type { FastifyInstance, FastifyReply, FastifyRequest } from 'fastify';
 import { LRUCache } from 'lru-cache';
 import type { Logger } from 'pino';
 import { z } from 'zod';
 import { containsAddress, parseCidr } from '../domain/address.ts';
-import { reaches } from '../domain/caller.ts';
+import { type Caller, reaches } from '../domain/caller.ts';
 import { type Decision, REFUSALS, type Refusal, refuse } from '../domain/decision.ts';
 import { ERRORS, Failure } from '../domain/errors.ts';
 import type { Key } from '../domain/key.ts';
@@ -12,8 +12,10 @@ import { foreignWorkspace } from '../lifecycle/key-rules.ts';
 import type { Recorder } from '../recording/recorder.ts';
 import type { Soon, Verifier } from '../verification/verifier.ts';
 import { peerOf } from './address.ts';
-import { type Callers, LIMIT_HEADERS, setLimitHeaders } from './callers.ts';
+import { type Answer, sendAnswer } from './answer.ts';
+import { type Callers, gatewayKeyOf, LIMIT_HEADERS, limitHeaders } from './callers.ts';
 import { readCredential } from './credential.ts';
+import type { Asked, FastRoute } from './fast-path.ts';
 import {
   AUTHORIZE_PATH,
   type AuthorizeSource,
@@ -21,10 +23,10 @@ import {
   factsOf,
   headerOf,
 } from './gateway-request.ts';
-import { createErrorHandler, sendProblem, sendRefusal } from './problem.ts';
+import { createErrorHandler, problemAnswer, refusalAnswer } from './problem.ts';
 import { rateLimitFields } from './rate-limit-fields.ts';
 import * as schemas from './schemas.ts';
-import type { TrafficObserver } from './traffic.ts';
+import { routeOptionsOf, type TrafficObserver } from './traffic.ts';
 import { parseInput } from './validation.ts';
 import { conclude } from './verdict.ts';
 
@@ -124,10 +126,10 @@ const NO_KEY = {
   ambiguous: refuse('invalid', 'Send one API key, in Authorization: Bearer or in X-Api-Key.'),
 } as const;
 
-/** What a key is known by, as headers: values of any text are escaped. */
-type Identity = readonly (readonly [name: string, value: string])[];
-
-/** `/v1/authorize`, and with `AUTHORIZE_SOURCE=path` every path below it: app.ts routes those here (`routedUrl`). */
+/**
+ * `/v1/authorize`, and with `AUTHORIZE_SOURCE=path` every path below it: app.ts routes those here (`routedUrl`).
+ * Answers its way on the fast path.
+ */
 export function registerAuthorizeRoute(
   app: FastifyInstance,
   dependencies: {
@@ -138,35 +140,32 @@ export function registerAuthorizeRoute(
     logger: Logger;
     traffic: TrafficObserver | undefined;
   },
-): void {
+): FastRoute {
   const { callers, verifier, recorder, gateways, logger, traffic } = dependencies;
   const trusted = gateways.trusted.flatMap((text) => parseCidr(text) ?? []);
   const readOptions = createOptionsReader(gateways.source);
   /** A record in memory keeps its key, and so what was made of it. */
-  const identities = new WeakMap<Key, Identity>();
-
-  function authorize(request: FastifyRequest, reply: FastifyReply): Soon<FastifyReply> {
-    const admitted = isTrusted(request) ? undefined : callers.admitGateway(request, reply);
-    return admitted instanceof Promise ? admitted.then(() => judge(request, reply)) : judge(request, reply);
-  }
+  const identities = new WeakMap<Key, readonly string[]>();
 
   /** From a trusted address no header of a service key is looked at: one that stands there is the client's. */
-  function isTrusted(request: FastifyRequest): boolean {
+  function isTrusted(message: IncomingMessage): boolean {
     if (trusted.length === 0) return false;
-    const peer = peerOf(request);
+    const peer = peerOf(message);
     return peer !== undefined && trusted.some((cidr) => containsAddress(cidr, peer));
   }
 
-  function judge(request: FastifyRequest, reply: FastifyReply): Soon<FastifyReply> {
-    const { caller, headers, method } = request;
-    const options = readOptions(request);
+  /** @param behind what stands behind the route's path in what was asked for; throws, or rejects, a Failure. */
+  function judge(asked: Asked, behind: string | undefined): Soon<Answer> {
+    const { caller, raw } = asked;
+    const { method = '', headers } = raw;
+    const options = readOptions(headers, behind);
     if (options instanceof Failure) throw options;
     const { workspaceId, scopes, environment } = options;
     if (workspaceId !== undefined && caller !== null && !reaches(caller, workspaceId)) {
       throw foreignWorkspace(workspaceId);
     }
-    const facts = factsOf({ method, headers, behind: behindOf(request) ?? '' }, gateways);
-    const credential = readCredential(request.raw.rawHeaders);
+    const facts = factsOf({ method, headers, behind: behind ?? '' }, gateways);
+    const credential = readCredential(raw.rawHeaders);
     const question = {
       visibleWorkspaces: caller?.allowedWorkspaces ?? null,
       scopes,
@@ -177,52 +176,66 @@ export function registerAuthorizeRoute(
     };
     const decision =
       credential.kind === 'presented' ? verifier.verify(credential.token, question) : NO_KEY[credential.kind];
-    return conclude(recorder, decision, answerOf(request, reply, options), request, facts);
+    return conclude(recorder, decision, (made) => answerOf(made, asked, options), asked, facts);
   }
 
-  const answerOf =
-    (request: FastifyRequest, reply: FastifyReply, options: Options) =>
-    (decision: Decision): FastifyReply => {
-      setLimits(reply, decision);
-      if (decision.active) return answerAllowance(reply, decision.record.key);
-      const { code } = decision;
-      const status = code === 'rate_limited' ? options.rateLimitedStatus : REFUSALS[code];
-      return sendRefusal(request, reply, decision, { status, challenge: challengeOf(decision, options) });
-    };
+  function answerOf(decision: Decision, { id }: Asked, options: Options): Answer {
+    const limits = limitsOf(decision);
+    if (decision.active) {
+      const identity = identityOf(decision.record.key);
+      return { status: 200, headers: limits === NO_LIMITS ? identity : [...identity, ...limits], body: '' };
+    }
+    const { code } = decision;
+    const status = code === 'rate_limited' ? options.rateLimitedStatus : REFUSALS[code];
+    const refusal = refusalAnswer(decision, id, { status, challenge: challengeOf(decision, options) });
+    return { ...refusal, headers: [...limits, ...refusal.headers] };
+  }
 
-  function answerAllowance(reply: FastifyReply, key: Key): FastifyReply {
+  /** What a key is known by. */
+  function identityOf(key: Key): readonly string[] {
     let identity = identities.get(key);
     if (identity === undefined) {
-      identity = identityOf(key);
+      identity = identityHeaders(key);
       identities.set(key, identity);
     }
-    for (const [name, value] of identity) reply.header(name, value);
-    return reply.send();
+    return identity;
   }
 
-  function answerFailure(request: FastifyRequest, reply: FastifyReply, failure: Failure): FastifyReply {
+  /** Of what is wrong with the gateway or with us, as one of the statuses that no gateway lets anybody in by. */
+  function failureAnswer(
+    failure: Failure,
+    { id, raw }: Pick<Asked, 'id' | 'raw'>,
+    behind: string | undefined,
+  ): Answer {
     const { status } = ERRORS[failure.code];
     const told = STATUSES.includes(status)
       ? failure
       : new Failure('forbidden', failure.message, failure.options);
     traffic?.problem(told.code);
-    if (told.code !== 'rate_limited') return sendProblem(request, reply, told);
-    const options = readOptions(request);
-    return sendProblem(request, reply, told, options instanceof Failure ? status : options.rateLimitedStatus);
+    if (told.code !== 'rate_limited') return problemAnswer(told, id);
+    const options = readOptions(raw.headers, behind);
+    return problemAnswer(told, id, options instanceof Failure ? status : options.rateLimitedStatus);
+  }
+
+  async function answerThroughFastify(request: FastifyRequest, reply: FastifyReply): Promise<void> {
+    if (!isTrusted(request.raw)) await callers.admitGateway(request, reply);
+    const answer = await judge(request, behindAuthorize(request.originalUrl));
+    // Limits of the gateway itself, which may have been set before, are none of its client's.
+    for (const name of LIMIT_HEADERS) reply.removeHeader(name);
+    sendAnswer(reply, answer);
   }
 
   app.register(async (scope) => {
     for (const method of METHODS) {
       if (method !== 'CONNECT' && !scope.supportedMethods.includes(method)) scope.addHttpMethod(method);
     }
-    scope.setErrorHandler(createErrorHandler(logger, answerFailure));
+    scope.setErrorHandler(
+      createErrorHandler(logger, (request, reply, failure) =>
+        sendAnswer(reply, failureAnswer(failure, request, behindAuthorize(request.originalUrl))),
+      ),
+    );
     scope.addHook('onRequest', (request, reply, done) => {
-      try {
-        const answered = authorize(request, reply);
-        if (answered instanceof Promise) answered.catch(done);
-      } catch (refusal) {
-        done(refusal instanceof Error ? refusal : new TypeError('no Error was thrown'));
-      }
+      answerThroughFastify(request, reply).catch(done);
     });
     // Each is answered by the hook, before Fastify would look at the body.
     const handler = () => {
@@ -232,6 +245,31 @@ export function registerAuthorizeRoute(
     const others = scope.supportedMethods.filter((method) => method !== 'GET');
     scope.route({ method: others, url: AUTHORIZE_PATH, schema: { hide: true }, handler });
   });
+
+  function recognizeGateway(message: IncomingMessage): Caller | undefined {
+    const token = gatewayKeyOf(message.headers);
+    return token === undefined ? undefined : callers.recognize(token, message);
+  }
+
+  const routeOptions = {
+    get: routeOptionsOf(traffic, { method: 'GET', url: AUTHORIZE_PATH }),
+    others: routeOptionsOf(traffic, { method: '*', url: AUTHORIZE_PATH }),
+  };
+  return {
+    routeOptions: (method) => (method === 'GET' ? routeOptions.get : routeOptions.others),
+    begin(message) {
+      const behind = behindAuthorize(message.url ?? '');
+      if (behind === undefined) return undefined;
+      const caller = isTrusted(message) ? null : recognizeGateway(message);
+      if (caller === undefined) return undefined;
+      return {
+        caller,
+        bodyLength: 0,
+        answer: (asked) => judge(asked, behind),
+        failed: (failure, asked) => failureAnswer(failure, asked, behind),
+      };
+    },
+  };
 }
 
 /** The URL that a request is routed by: below `/v1/authorize` whatever a client wrote, which no router should read. */
@@ -239,19 +277,16 @@ export function routedUrl({ url = '' }: { readonly url?: string | undefined }): 
   return behindAuthorize(url) === undefined ? url : AUTHORIZE_PATH;
 }
 
-function behindOf(request: FastifyRequest): string | undefined {
-  return behindAuthorize(request.originalUrl);
-}
-
 /** Reads what a gateway's configuration says; what is wrong with it, as a value. */
-function createOptionsReader(source: AuthorizeSource): (request: FastifyRequest) => Options | Failure {
+function createOptionsReader(
+  source: AuthorizeSource,
+): (headers: IncomingHttpHeaders, behind: string | undefined) => Options | Failure {
   // The same for each request of a route of the gateway's, of which there are not many.
   const known = new LRUCache<string, Options | Failure>({ max: MAX_KNOWN_OPTIONS });
-  return (request) => {
-    const behind = behindOf(request);
+  return (headers, behind) => {
     // What the router made of other spellings is nothing to go by.
     if (behind === undefined) return new Failure('invalid_request', `Write the path as ${AUTHORIZE_PATH}.`);
-    const text = source === 'path' ? optionHeadersOf(request.headers) : queryOf(behind);
+    const text = source === 'path' ? optionHeadersOf(headers) : queryOf(behind);
     const held = known.get(text);
     if (held !== undefined) return held;
     const read = readOptionText(text);
@@ -306,25 +341,26 @@ function challengeOf(refusal: Refusal, { scopes = [] }: Options): string | undef
   return `, error="insufficient_scope"${wanted}`;
 }
 
-function identityOf({ id, workspaceId, environment, scopes, name }: Key): Identity {
+function identityHeaders({ id, workspaceId, environment, scopes, name }: Key): readonly string[] {
   return [
-    ['x-claviger-key-id', id],
-    ['x-claviger-workspace-id', workspaceId],
-    ['x-claviger-environment', environment],
-    ['x-claviger-scopes', scopes.join(' ')],
-    ['x-claviger-key-name', encodeURIComponent(name)],
+    ...['x-claviger-key-id', id],
+    ...['x-claviger-workspace-id', workspaceId],
+    ...['x-claviger-environment', environment],
+    ...['x-claviger-scopes', scopes.join(' ')],
+    ...['x-claviger-key-name', encodeURIComponent(name)],
   ];
 }
 
-/** How the key's limits stand; those of the gateway itself, which may have been set before, are none of its client's. */
-function setLimits(reply: FastifyReply, decision: Decision): void {
-  const { record, nowMs } = decision;
+const NO_LIMITS: readonly string[] = [];
+
+/** How the key's limits stand. */
+function limitsOf({ record, nowMs, ...decision }: Decision): readonly string[] {
   const state = decision.active ? decision.rateLimit : decision.limited?.rateLimit;
-  if (record === undefined || nowMs === undefined || state === undefined) {
-    for (const name of LIMIT_HEADERS) reply.removeHeader(name);
-    return;
-  }
-  setLimitHeaders(reply, state.limit, state.remaining, state.reset);
+  if (record === undefined || nowMs === undefined || state === undefined) return NO_LIMITS;
   const { policy, limit } = rateLimitFields(record, state, nowMs);
-  reply.header('ratelimit-policy', policy).header('ratelimit', limit);
+  return [
+    ...limitHeaders(state.limit, state.remaining, state.reset),
+    ...['ratelimit-policy', policy],
+    ...['ratelimit', limit],
+  ];
 }

@@ -1,3 +1,4 @@
+import type { IncomingHttpHeaders, IncomingMessage } from 'node:http';
 import type { FastifyInstance, FastifyReply, FastifyRequest } from 'fastify';
 import type { Caller } from '../domain/caller.ts';
 import { Failure } from '../domain/errors.ts';
@@ -49,6 +50,13 @@ export interface Callers {
    * client's key; throws, or rejects, a Failure for any other.
    */
   admitGateway(request: FastifyRequest, reply: FastifyReply): Soon<void>;
+  /**
+   * The caller whose service key this is, where memory alone lets it in to ask for verdicts and it has no limit.
+   * `undefined` says nothing of any other: it has to be let in by the ways above. Leaves no trace (`arrived`).
+   */
+  recognize(token: string, request: IncomingMessage): Caller | undefined;
+  /** Has it recorded that a caller came who was recognized. */
+  arrived(caller: Caller, request: IncomingMessage): void;
   /**
    * Counts a request to an unknown route against its address, and throws `rate_limited` where there were too many;
    * not for a valid service key, which is never refused for what others at its address did.
@@ -192,6 +200,17 @@ export function createCallers(
     return (await verifier.authenticate(credential.token, () => addressOf(request))).authenticated;
   }
 
+  const recognize: Callers['recognize'] = (token, message) => {
+    if (limiters.introspection !== undefined) return undefined;
+    const { socket } = message;
+    const shown = socket[SHOWN]?.token === token ? socket[SHOWN] : showToken(token);
+    const found = verifier.recall(shown, () => peerAddressOf(message));
+    if (found?.authenticated !== true || found.rateLimit !== null) return undefined;
+    if (!permits(found.caller.permissions, 'introspect')) return undefined;
+    socket[SHOWN] = shown;
+    return found.caller;
+  };
+
   const guard: Callers['guard'] = (scope, { permission, limiter, read = readCredential }) => {
     const gate = { permission, limit: limiters[limiter] };
     // With `done` rather than a promise: a warm request then passes without a turn of the microtask queue.
@@ -228,12 +247,14 @@ export function createCallers(
         reply,
         { permission: 'introspect', limit: limiters.introspection },
         {
-          token: gatewayKeyOf(request),
+          token: gatewayKeyOf(request.headers),
           // X-Forwarded-For speaks of the gateway's client there, whichever proxies are trusted elsewhere.
-          address: () => peerAddressOf(request),
+          address: () => peerAddressOf(request.raw),
           absent: NO_GATEWAY_KEY,
         },
       ),
+    recognize,
+    arrived: (caller, message) => recorder.called(caller, () => peerAddressOf(message)),
     countFailure,
     async countUnknownRoute(request, reply) {
       try {
@@ -263,7 +284,7 @@ function shownBy(request: FastifyRequest, read: (rawHeaders: readonly string[]) 
 }
 
 /** Node joins several into one text, which is no service key. */
-function gatewayKeyOf({ headers }: FastifyRequest): string | undefined {
+export function gatewayKeyOf(headers: IncomingHttpHeaders): string | undefined {
   const shown = headers['x-claviger-service-key'];
   return typeof shown === 'string' && shown !== '' ? shown : undefined;
 }
@@ -287,7 +308,14 @@ export function callerOf(request: FastifyRequest): Caller {
   return request.caller;
 }
 
-export function setLimitHeaders(
+/** `X-RateLimit-*`, names and values in turn. */
+export function limitHeaders(
+  ...values: readonly [limit: number, remaining: number, reset: number]
+): readonly string[] {
+  return LIMIT_HEADERS.flatMap((name, index) => [name, String(values[index])]);
+}
+
+function setLimitHeaders(
   reply: FastifyReply,
   ...values: readonly [limit: number, remaining: number, reset: number]
 ) {

@@ -1,4 +1,4 @@
-import type { IncomingMessage, Server, ServerResponse } from 'node:http';
+import type { IncomingMessage, RequestListener, Server, ServerResponse } from 'node:http';
 import { Socket } from 'node:net';
 import type { Duplex } from 'node:stream';
 import { TLSSocket } from 'node:tls';
@@ -70,12 +70,9 @@ export function guardConnections(
     last.response = response;
   }
 
-  // In front of Fastify's listener rather than beside it: of two, Node copies the list at each request.
-  const answer = server.listeners('request');
-  server.removeAllListeners('request');
-  server.on('request', (request, response) => {
+  putInFront(server, (fastify) => (request, response) => {
     note(request, response);
-    for (const listener of answer) listener.call(server, request, response);
+    fastify(request, response);
   });
   server.on('connect', (_request, socket) => {
     socket.on('error', () => socket.destroy());
@@ -96,6 +93,18 @@ export function guardConnections(
     const code = isForGateways(error) ? 'forbidden' : 'invalid_request';
     refuse(socket, new Failure(code, 'This is not a well-formed HTTP request.'));
   };
+}
+
+/** Replaces what answers a server's requests by what is made of it. Of two beside each other Node copies the list at each request. */
+export function putInFront(server: Server, wrap: (answering: RequestListener) => RequestListener): void {
+  const listeners = server.listeners('request') as RequestListener[];
+  server.removeAllListeners('request');
+  server.on(
+    'request',
+    wrap((request, response) => {
+      for (const listener of listeners) listener.call(server, request, response);
+    }),
+  );
 }
 
 /**

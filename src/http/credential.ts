@@ -15,7 +15,7 @@ const AUTHORIZATION = 'authorization';
 const X_API_KEY = 'x-api-key';
 const BEARER = /^bearer +(\S+)$/i;
 /** The way that nearly all clients write it: told apart without a match to take apart. */
-const PLAIN_BEARER = /^Bearer [!-~]+$/;
+export const PLAIN_BEARER = /^Bearer [!-~]+$/;
 
 /**
  * Reads `Authorization: Bearer` (RFC 6750 §2.1) and `X-Api-Key`.

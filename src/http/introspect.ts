@@ -1,6 +1,5 @@
-import type { IncomingHttpHeaders } from 'node:http';
 import { Readable } from 'node:stream';
-import type { FastifyInstance, FastifyReply, FastifyRequest, preParsingHookHandler } from 'fastify';
+import type { FastifyInstance, preParsingHookHandler } from 'fastify';
 import { z } from 'zod';
 import { type AccessToken, endOf } from '../domain/access-token.ts';
 import { type Caller, reaches } from '../domain/caller.ts';
@@ -10,26 +9,36 @@ import type { Key } from '../domain/key.ts';
 import type { RateLimitState } from '../domain/rate-limit.ts';
 import { isoTime } from '../domain/time.ts';
 import { foreignWorkspace } from '../lifecycle/key-rules.ts';
-import type { Recorder } from '../recording/recorder.ts';
+import type { Asking, Recorder } from '../recording/recorder.ts';
 import type { Soon, Verifier } from '../verification/verifier.ts';
+import type { Answer } from './answer.ts';
 import { bodyParser, checkText } from './body.ts';
-import { type Callers, callerOf, LIMIT_HEADERS } from './callers.ts';
-import { commonHeaders } from './common-headers.ts';
+import { type Callers, callerOf } from './callers.ts';
+import { PLAIN_BEARER } from './credential.ts';
+import { type FastRoute, leftOf } from './fast-path.ts';
 import {
   type IntrospectionBody,
   introspectionBody,
   MAX_PLAIN_BYTES,
   readPlainBody,
 } from './introspection-body.ts';
+import { problemAnswer } from './problem.ts';
 import * as schemas from './schemas.ts';
+import { routeOptionsOf, type TrafficObserver } from './traffic.ts';
 import { parseInput } from './validation.ts';
 import { conclude } from './verdict.ts';
 
 const JSON_TYPE = 'application/json';
 const ANSWER_TYPE = 'application/json; charset=utf-8';
 const FORM = 'application/x-www-form-urlencoded';
-/** What an answer may carry besides: at the end of an instance, and for a caller with a limit. */
-const RARE_HEADERS = ['connection', ...LIMIT_HEADERS];
+const ANSWER_HEADERS = ['content-type', ANSWER_TYPE];
+const INTROSPECT_PATH = '/v1/introspect';
+/** Lengths of the names of headers that are looked at. */
+const PLAIN_LENGTHS = new Set(
+  ['authorization', 'content-type', 'content-length', 'x-api-key', 'content-encoding', 'x-forwarded-for'].map(
+    ({ length }) => length,
+  ),
+);
 
 /** RFC 7662 §2.1; parameters that are not known here are ignored (RFC 6749 §3.2). */
 const formBody = z
@@ -99,26 +108,31 @@ export function registerIntrospectRoute({
   callers,
   verifier,
   recorder,
-  isTraced,
+  traffic,
+  trustsProxies,
 }: {
   callers: Callers;
   verifier: Verifier;
   recorder: Recorder;
-  /** A span of a request ends in a hook of Fastify's sending, which plain answers go past. */
-  isTraced: boolean;
-}): void {
-  function answer(body: IntrospectionBody, request: FastifyRequest): Soon<string> {
-    const { token, question } = questionOf(body, callerOf(request));
-    return conclude(recorder, verifier.verify(token, question), jsonAnswer, request, question.request);
+  traffic: TrafficObserver | undefined;
+  /** Whether the client's address may stand in a header. */
+  trustsProxies: boolean;
+}): FastRoute {
+  function answer<T>(
+    { token, question }: ReturnType<typeof questionOf>,
+    asking: Asking,
+    answerOf: (decision: Decision) => T,
+  ): Soon<T> {
+    return conclude(recorder, verifier.verify(token, question), answerOf, asking, question.request);
   }
 
   callers.scope('introspect', 'introspection', (plain) => {
     registerFormBody(plain);
     plain.post(
-      '/v1/introspect',
+      INTROSPECT_PATH,
       {
-        ...(isTraced ? {} : { preParsing: answerPlainly(answer) }),
-        // The hot route: its body is parsed once, below, and its answers are finished text.
+        preParsing: givePlainBody,
+        // Its body is parsed once, below, and its answers are finished text.
         schema: {
           tags: ['Introspection'],
           operationId: 'introspect',
@@ -146,69 +160,91 @@ export function registerIntrospectRoute({
           return conclude(recorder, verifier.verify(token, question), standardAnswer, request, undefined);
         }
         if (request.mediaType !== JSON_TYPE) throw wrongMediaType(request.body);
-        return answer(parseInput(introspectionBody, request.body), request);
+        const question = questionOf(parseInput(introspectionBody, request.body), caller);
+        return answer(question, request, jsonAnswer);
       },
     );
   });
-}
 
-/**
- * Answers most introspections before Fastify has begun to read their body: parsing, validation and sending take it
- * longer than all that there is to find out. What is not plain goes on as if nothing had been read of it.
- */
-function answerPlainly(
-  answer: (body: IntrospectionBody, request: FastifyRequest) => Soon<string>,
-): preParsingHookHandler {
-  return (request, reply, payload, done) => {
-    const length = plainLength(request.raw.headers);
-    if (length === undefined) {
-      done(null, payload);
-      return;
-    }
-    readBody(payload, length, (bytes) => {
-      try {
-        const body = readPlainBody(bytes);
-        if (body === undefined) {
-          done(null, Readable.from(bytes));
-          return;
-        }
-        const text = answer(body, request);
-        if (text instanceof Promise) text.then((later) => sendText(reply, later)).catch(done);
-        else sendText(reply, text);
-      } catch (error) {
-        done(error instanceof Error ? error : new TypeError('no Error was thrown'));
-      }
-    });
+  const routeOptions = routeOptionsOf(traffic, { method: 'POST', url: INTROSPECT_PATH });
+  const plainAnswer = (decision: Decision): Answer => ({
+    status: 200,
+    headers: ANSWER_HEADERS,
+    body: jsonAnswer(decision),
+  });
+  return {
+    routeOptions: () => routeOptions,
+    begin(message) {
+      if (message.url !== INTROSPECT_PATH || message.method !== 'POST') return undefined;
+      const head = readPlainHead(message.rawHeaders, trustsProxies);
+      if (head === undefined) return undefined;
+      const caller = callers.recognize(head.token, message);
+      if (caller === undefined) return undefined;
+      return {
+        caller,
+        bodyLength: head.bodyLength,
+        answer(asked, bytes) {
+          const body = bytes && readPlainBody(bytes);
+          const question = body && plainQuestionOf(body, caller);
+          return question && answer(question, asked, plainAnswer);
+        },
+        failed(failure, { id }) {
+          traffic?.problem(failure.code);
+          return problemAnswer(failure, id);
+        },
+      };
+    },
   };
 }
 
-/** How long a body will be that may be a plain one; `undefined` for any other. */
-function plainLength(headers: IncomingHttpHeaders): number | undefined {
-  if (headers['content-type'] !== JSON_TYPE || headers['content-encoding'] !== undefined) return undefined;
-  // Node has seen to it that this is a number, and that the body is so long.
-  const length = Number(headers['content-length']);
-  return length > 0 && length <= MAX_PLAIN_BYTES ? length : undefined;
+/** Hands Fastify what was read of a body on the fast path. */
+const givePlainBody: preParsingHookHandler = (request, _reply, payload, done) => {
+  const left = leftOf(request.raw);
+  done(null, left === undefined ? payload : Readable.from(left.body));
+};
+
+/** What is looked at of the head of an introspection that is plain. */
+interface PlainHead {
+  readonly token: string;
+  readonly bodyLength: number;
 }
 
-function readBody(payload: Readable, length: number, then: (body: Buffer) => void): void {
-  let read: Buffer | undefined;
-  payload.on('data', (chunk: Buffer) => {
-    read = read === undefined ? chunk : Buffer.concat([read, chunk]);
-    if (read.length === length) then(read);
-  });
-}
-
-function sendText(reply: FastifyReply, text: string): void {
-  reply.hijack();
-  // By name: `getHeaders` copies all there are twice, and takes as long as the rest of this.
-  const headers = commonHeaders(reply.request.id);
-  headers.push('content-type', ANSWER_TYPE, 'content-length', String(Buffer.byteLength(text)));
-  for (const name of RARE_HEADERS) {
-    const value = reply.getHeader(name);
-    if (value !== undefined) headers.push(name, String(value));
+/**
+ * Reads a head as nearly all clients write it: one service key in `Authorization: Bearer`, a body in JSON. `undefined`
+ * says nothing of any other.
+ * @param rawHeaders names and values in turn.
+ */
+function readPlainHead(rawHeaders: readonly string[], trustsProxies: boolean): PlainHead | undefined {
+  let token: string | undefined;
+  let isJson = false;
+  let bodyLength = 0;
+  for (let index = 0; index < rawHeaders.length; index += 2) {
+    const name = rawHeaders[index] ?? '';
+    // Most headers are told apart by their length, without a copy in lower case.
+    if (!PLAIN_LENGTHS.has(name.length)) continue;
+    const value = rawHeaders[index + 1] ?? '';
+    switch (name.toLowerCase()) {
+      case 'authorization':
+        if (token !== undefined || !PLAIN_BEARER.test(value)) return undefined;
+        token = value.slice('Bearer '.length);
+        break;
+      case 'content-type':
+        if (isJson || value !== JSON_TYPE) return undefined;
+        isJson = true;
+        break;
+      case 'content-length':
+        // Node has seen to it that this is a number, the only one, and that the body is so long.
+        bodyLength = Number(value);
+        break;
+      case 'x-api-key':
+      case 'content-encoding':
+        return undefined;
+      case 'x-forwarded-for':
+        if (trustsProxies) return undefined;
+    }
   }
-  reply.raw.writeHead(200, headers);
-  reply.raw.end(text);
+  if (token === undefined || !isJson || bodyLength === 0 || bodyLength > MAX_PLAIN_BYTES) return undefined;
+  return { token, bodyLength };
 }
 
 /** A body of no such type, or none at all. */
@@ -216,6 +252,14 @@ function wrongMediaType(body: unknown): Failure {
   return body === undefined
     ? new Failure('invalid_request', 'Send the key in a JSON body or in a form.')
     : new Failure('unsupported_media_type', 'Send the body as application/json or as a form.');
+}
+
+/** `undefined` where something is wrong with it. */
+function plainQuestionOf(body: IntrospectionBody, caller: Caller): ReturnType<typeof questionOf> | undefined {
+  const { key, token, workspace_id: workspaceId } = body;
+  if ((key === undefined) === (token === undefined)) return undefined;
+  if (workspaceId !== undefined && !reaches(caller, workspaceId)) return undefined;
+  return questionOf(body, caller);
 }
 
 function questionOf(body: IntrospectionBody, caller: Caller): { token: string; question: Question } {

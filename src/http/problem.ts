@@ -5,6 +5,7 @@ import { z } from 'zod';
 import { REFUSAL_TITLES, REFUSALS, type Refusal, type RefusalCode } from '../domain/decision.ts';
 import { ERRORS, type ErrorCode, Failure, type InputFault } from '../domain/errors.ts';
 import { loggable } from '../storage/database.ts';
+import { type Answer, sendAnswer } from './answer.ts';
 
 export type ProblemCode = ErrorCode | RefusalCode;
 
@@ -51,6 +52,8 @@ export const problemSchema = z
 type Problem = z.infer<typeof problemSchema>;
 
 export const PROBLEM_TYPE = 'application/problem+json';
+/** Fastify adds the charset to every type of JSON. */
+const PROBLEM_TYPE_AS_SENT = `${PROBLEM_TYPE}; charset=utf-8`;
 const REALM = 'Bearer realm="claviger"';
 const DEFAULT_RETRY_AFTER_SECONDS = 1;
 /** A body of 64 KiB can have thousands of faults; nobody reads that many. */
@@ -61,36 +64,50 @@ export function sendProblem(
   request: FastifyRequest,
   reply: FastifyReply,
   failure: Failure,
-  status: number = ERRORS[failure.code].status,
+  status?: number,
 ): FastifyReply {
+  return sendAnswer(reply, problemAnswer(failure, request.id, status));
+}
+
+/** A failure as an answer, with the status of its code unless told otherwise. */
+export function problemAnswer(
+  failure: Failure,
+  requestId: string,
+  status: number = ERRORS[failure.code].status,
+): Answer {
+  const headers: string[] = [];
   const challenge = challengeOf(failure);
-  if (challenge !== undefined) reply.header('www-authenticate', challenge);
+  if (challenge !== undefined) headers.push('www-authenticate', challenge);
   const { retryAfterSeconds } = failure.options;
   const isToBeRepeated = failure.code === 'rate_limited' || status === 503;
   if (retryAfterSeconds !== undefined || isToBeRepeated) {
-    reply.header('retry-after', retryAfterSeconds ?? DEFAULT_RETRY_AFTER_SECONDS);
+    headers.push('retry-after', String(retryAfterSeconds ?? DEFAULT_RETRY_AFTER_SECONDS));
   }
-  return send(reply, problemOf({ ...troubleOf(failure), status }, request.id));
+  return answerOf(headers, problemOf({ ...troubleOf(failure), status }, requestId));
 }
 
 /**
- * Answers a request whose key is refused with the refusal as a problem.
+ * The refusal of a key as an answer with a problem.
  * @param challenge what `WWW-Authenticate` says behind the realm (RFC 6750 §3); `undefined`: there is none.
  */
-export function sendRefusal(
-  request: FastifyRequest,
-  reply: FastifyReply,
+export function refusalAnswer(
   { code, detail, limited }: Refusal,
+  requestId: string,
   { status, challenge }: { readonly status: number; readonly challenge: string | undefined },
-): FastifyReply {
-  if (challenge !== undefined) reply.header('www-authenticate', `${REALM}${challenge}`);
-  if (limited !== undefined) reply.header('retry-after', limited.retryAfterSeconds);
-  return send(reply, problemOf({ code, status, title: PROBLEMS[code].title, detail }, request.id));
+): Answer {
+  const headers: string[] = [];
+  if (challenge !== undefined) headers.push('www-authenticate', `${REALM}${challenge}`);
+  if (limited !== undefined) headers.push('retry-after', String(limited.retryAfterSeconds));
+  return answerOf(headers, problemOf({ code, status, title: PROBLEMS[code].title, detail }, requestId));
 }
 
-/** As finished text, so that no schema of the route can get in its way. */
-function send(reply: FastifyReply, problem: Problem): FastifyReply {
-  return reply.code(problem.status).type(PROBLEM_TYPE).send(JSON.stringify(problem));
+/** As finished text, so that no schema of a route can get in its way. */
+function answerOf(headers: readonly string[], problem: Problem): Answer {
+  return {
+    status: problem.status,
+    headers: [...headers, 'content-type', PROBLEM_TYPE_AS_SENT],
+    body: JSON.stringify(problem),
+  };
 }
 
 /** `WWW-Authenticate` (RFC 6750 §3): no `error` for a request that showed no credential at all. */
@@ -111,15 +128,16 @@ type ErrorHandler = (error: FastifyError, request: FastifyRequest, reply: Fastif
 export function createErrorHandler(logger: Logger, answer: ProblemSender = sendProblem): ErrorHandler {
   return (error, request, reply) => {
     const failure = failureOf(error, request);
-    // A cause means that something of ours or below us failed; a caller's mistakes are no news to the log.
-    const fault = failure.options.cause;
-    if (fault !== undefined)
-      logger.error(
-        { request_id: request.id, err: loggable(fault), code: failure.code },
-        'the request could not be answered',
-      );
+    logFault(logger, failure, request.id);
     return answer(request, reply, failure);
   };
+}
+
+/** A cause means that something of ours or below us failed; a caller's mistakes are no news to the log. */
+export function logFault(logger: Logger, { code, options }: Failure, requestId: string): void {
+  const { cause } = options;
+  if (cause === undefined) return;
+  logger.error({ request_id: requestId, err: loggable(cause), code }, 'the request could not be answered');
 }
 
 function failureOf(error: FastifyError | Failure, request: FastifyRequest): Failure {
@@ -141,7 +159,12 @@ function failureOf(error: FastifyError | Failure, request: FastifyRequest): Fail
   if (error.statusCode !== undefined && error.statusCode >= 400 && error.statusCode < 500) {
     return new Failure('invalid_request', 'The request is malformed.');
   }
-  // The closed list has no code for a fault of ours; to the caller it is one that a repeat may cure.
+  return faultOf(error);
+}
+
+/** What went wrong where nothing may: the closed list has no code for it; to the caller it is one that a repeat may cure. */
+export function faultOf(error: unknown): Failure {
+  if (error instanceof Failure) return error;
   return new Failure('unavailable', 'The request could not be answered because of a fault of the service.', {
     cause: error,
   });

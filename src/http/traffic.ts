@@ -1,4 +1,5 @@
-import type { FastifyInstance, FastifyReply, FastifyRequest } from 'fastify';
+import type { ServerResponse } from 'node:http';
+import type { FastifyInstance, FastifyRequest } from 'fastify';
 import type { Logger } from 'pino';
 import type { ErrorCode } from '../domain/errors.ts';
 import { addressOf } from './address.ts';
@@ -17,13 +18,23 @@ export interface TrafficObserver {
 declare module 'fastify' {
   interface FastifyContextConfig {
     /** Told of this route's requests. */
-    observer?: RouteObserver;
+    observer?: RouteObserver | undefined;
   }
 }
 
+/** What is known of a request as it begins, and who asks once that is known. */
+export type Followed = Pick<FastifyRequest, 'id' | 'method' | 'ip' | 'caller'> & {
+  readonly routeOptions: {
+    readonly url?: string | undefined;
+    readonly config?: { readonly observer?: RouteObserver | undefined };
+  };
+};
+
+/** Is to be called with each request as it begins. */
+export type Follow = (request: Followed, response: ServerResponse) => void;
+
 /**
- * Follows requests to their end, for the metrics and for the log's one line. Its answer is to be called with each
- * request as it begins. Before any route is registered.
+ * Follows requests to their end, for the metrics and for the log's one line. Before any route is registered.
  *
  * The end is that of Node's response, which comes whether it was sent or its client has left: Fastify's `onResponse`
  * knows of no request whose client has left, and costs more.
@@ -31,7 +42,7 @@ declare module 'fastify' {
 export function followTraffic(
   app: FastifyInstance,
   { logger, observer }: { logger: Logger; observer: TrafficObserver | undefined },
-): (request: FastifyRequest, reply: FastifyReply) => void {
+): Follow {
   const isLogged = logger.isLevelEnabled('info');
   if (!isLogged && observer === undefined) return () => undefined;
   const unmatched = observer?.route(undefined);
@@ -46,9 +57,8 @@ export function followTraffic(
     });
   }
 
-  return (request, reply) => {
+  return (request, response) => {
     const startedAt = performance.now();
-    const response = reply.raw;
     const observe = request.routeOptions.config?.observer ?? unmatched;
     // Now: of a client that has left the socket no longer tells.
     const address = isLogged ? addressOf(request) : '';
@@ -62,9 +72,17 @@ export function followTraffic(
   };
 }
 
+/** Of a route of which some requests do not reach Fastify. */
+export function routeOptionsOf(
+  observer: TrafficObserver | undefined,
+  route: { readonly method: string; readonly url: string },
+): Followed['routeOptions'] {
+  return { url: route.url, config: { observer: observer?.route(route) } };
+}
+
 /** What the log tells of a request: its route, never its URL. */
 function lineOf(
-  request: FastifyRequest,
+  request: Followed,
   { status, tookMs, address }: { status: number | undefined; tookMs: number; address: string },
 ): object {
   return {

@@ -74,6 +74,8 @@ export interface Verifier {
   verify(token: string, question: Question): Soon<Decision>;
   /** Finds out which service key calls Claviger, from which address. Throws as `verify` does. */
   authenticate(token: string | ShownToken, address: () => string): Soon<Authentication>;
+  /** The same where memory alone tells; `undefined` where it does not. */
+  recall(shown: ShownToken, address: () => string): Authentication | undefined;
   /**
    * The key whose token this is, whatever became of the key, a service key too: for whoever may do to it what its holder
    * may. Proved, but for a revoked key, to which nothing more can be done. Throws as `verify` does.
@@ -273,6 +275,12 @@ export function createVerifier(options: VerifierOptions): Verifier {
       return resolved instanceof Promise
         ? resolved.then((found) => authenticationOf(found, address))
         : authenticationOf(resolved, address);
+    },
+
+    recall(shown, address) {
+      const leasedNowMs = lease.leasedNow();
+      const found = leasedNowMs === undefined ? undefined : fromMemory(shown, leasedNowMs);
+      return found && authenticationOf(found, address);
     },
 
     async identifyHolder(token) {
