@@ -11,6 +11,7 @@ import { serializerCompiler } from 'fastify-type-provider-zod';
 import type { Logger } from 'pino';
 import { Failure } from './domain/errors.ts';
 import type { SignalThresholds } from './domain/signal.ts';
+import { addressOf } from './http/address.ts';
 import { registerAuditRoutes } from './http/audit-events.ts';
 import { type GatewaySettings, registerAuthorizeRoute, routedUrl } from './http/authorize.ts';
 import { registerJsonBody } from './http/body.ts';
@@ -145,7 +146,7 @@ export async function buildApp(dependencies: AppDependencies): Promise<FastifyIn
       : { https: { ...HTTP_OPTIONS, ...tls, handshakeTimeout: REQUEST_TIMEOUT_MS } }),
     clientErrorHandler: (error, socket) => refuseBytes(error, socket),
     frameworkErrors: (error, request, reply) => {
-      follow(request, reply.raw);
+      follow(request, reply.raw, addressOf);
       setCommonHeaders(request.id, reply);
       handleError(error, request, reply);
     },
@@ -159,7 +160,7 @@ export async function buildApp(dependencies: AppDependencies): Promise<FastifyIn
   if (dependencies.tracing !== undefined) await app.register(dependencies.tracing);
   app.addHook('onRequest', (request, reply, done) => {
     // A request whose body was read on the fast path is followed already.
-    if (leftOf(request.raw) === undefined) follow(request, reply.raw);
+    if (leftOf(request.raw) === undefined) follow(request, reply.raw, addressOf);
     setCommonHeaders(request.id, reply);
     if (isClosing()) reply.header('connection', 'close');
     const badHost = faultOfHost(request.raw);

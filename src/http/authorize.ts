@@ -16,13 +16,7 @@ import { type Answer, sendAnswer } from './answer.ts';
 import { type Callers, gatewayKeyOf, LIMIT_HEADERS, limitHeaders } from './callers.ts';
 import { readCredential } from './credential.ts';
 import type { Asked, FastRoute } from './fast-path.ts';
-import {
-  AUTHORIZE_PATH,
-  type AuthorizeSource,
-  behindAuthorize,
-  factsOf,
-  headerOf,
-} from './gateway-request.ts';
+import { AUTHORIZE_PATH, type AuthorizeSource, behindAuthorize, factsOf, textOf } from './gateway-request.ts';
 import { createErrorHandler, problemAnswer, refusalAnswer } from './problem.ts';
 import { rateLimitFields } from './rate-limit-fields.ts';
 import * as schemas from './schemas.ts';
@@ -283,14 +277,15 @@ function createOptionsReader(
 ): (headers: IncomingHttpHeaders, behind: string | undefined) => Options | Failure {
   // The same for each request of a route of the gateway's, of which there are not many.
   const known = new LRUCache<string, Options | Failure>({ max: MAX_KNOWN_OPTIONS });
+  let latest: { readonly text: string; readonly read: Options | Failure } | undefined;
   return (headers, behind) => {
     // What the router made of other spellings is nothing to go by.
     if (behind === undefined) return new Failure('invalid_request', `Write the path as ${AUTHORIZE_PATH}.`);
     const text = source === 'path' ? optionHeadersOf(headers) : queryOf(behind);
-    const held = known.get(text);
-    if (held !== undefined) return held;
-    const read = readOptionText(text);
+    if (latest?.text === text) return latest.read;
+    const read = known.get(text) ?? readOptionText(text);
     known.set(text, read);
+    latest = { text, read };
     return read;
   };
 }
@@ -323,11 +318,11 @@ function queryOf(behind: string): string {
 /** The options of a gateway that can set no query, written as one. */
 function optionHeadersOf(headers: IncomingHttpHeaders): string {
   const options = new URLSearchParams();
-  for (const scope of headerOf(headers, 'x-claviger-scope')?.split(/[ ,]+/) ?? [])
+  for (const scope of textOf(headers['x-claviger-scope'])?.split(/[ ,]+/) ?? [])
     options.append('scope', scope);
-  const workspaceId = headerOf(headers, 'x-claviger-workspace');
+  const workspaceId = textOf(headers['x-claviger-workspace']);
   if (workspaceId !== undefined) options.append('workspace_id', workspaceId);
-  const environment = headerOf(headers, 'x-claviger-environment-expected');
+  const environment = textOf(headers['x-claviger-environment-expected']);
   if (environment !== undefined) options.append('environment', environment);
   return options.toString();
 }
@@ -354,7 +349,8 @@ function identityHeaders({ id, workspaceId, environment, scopes, name }: Key): r
 const NO_LIMITS: readonly string[] = [];
 
 /** How the key's limits stand. */
-function limitsOf({ record, nowMs, ...decision }: Decision): readonly string[] {
+function limitsOf(decision: Decision): readonly string[] {
+  const { record, nowMs } = decision;
   const state = decision.active ? decision.rateLimit : decision.limited?.rateLimit;
   if (record === undefined || nowMs === undefined || state === undefined) return NO_LIMITS;
   const { policy, limit } = rateLimitFields(record, state, nowMs);

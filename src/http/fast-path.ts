@@ -4,6 +4,7 @@ import type { Caller } from '../domain/caller.ts';
 import type { Failure } from '../domain/errors.ts';
 import type { Asking } from '../recording/recorder.ts';
 import type { Soon } from '../verification/verifier.ts';
+import { peerAddressOf } from './address.ts';
 import { type Answer, writeAnswer } from './answer.ts';
 import type { Callers } from './callers.ts';
 import { faultOfHost } from './host.ts';
@@ -120,10 +121,9 @@ export function createFastPath(
       caller: plain.caller,
       raw: request,
       method,
-      ip: request.socket.remoteAddress ?? '',
       routeOptions: route.routeOptions(method),
     };
-    follow(asked, response);
+    follow(asked, response, peerOfAsked);
     const { bodyLength } = plain;
     if (bodyLength === 0) settle(request, response, asked, plain);
     else readBody(request, bodyLength, (body) => settle(request, response, asked, plain, body));
@@ -148,4 +148,8 @@ function readBody(request: IncomingMessage, length: number, then: (body: Buffer)
     read = read === undefined ? chunk : Buffer.concat([read, chunk]);
     if (read.length === length) then(read);
   });
+}
+
+function peerOfAsked({ raw }: Pick<Asked, 'raw'>): string {
+  return peerAddressOf(raw);
 }

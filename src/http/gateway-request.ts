@@ -44,29 +44,32 @@ export function factsOf(
   request: GatewayRequest,
   { source, forwardedForHops }: { readonly source: AuthorizeSource; readonly forwardedForHops: number },
 ): RequestFacts {
-  const { headers } = request;
-  return {
-    ip: forwardedFor(headerOf(headers, 'x-forwarded-for'), forwardedForHops),
-    referrer: headerOf(headers, 'referer'),
-    ...routeOf(request, source),
-  };
-}
-
-function routeOf({ method, behind, headers }: GatewayRequest, source: AuthorizeSource): RequestFacts {
+  const { method, behind, headers } = request;
+  const ip = forwardedFor(textOf(headers['x-forwarded-for']), forwardedForHops);
+  const referrer = textOf(headers.referer);
   switch (source) {
     case 'forwarded':
       return {
-        method: methodOf(headerOf(headers, 'x-forwarded-method')),
-        path: headerOf(headers, 'x-forwarded-uri'),
+        ip,
+        referrer,
+        method: methodOf(textOf(headers['x-forwarded-method'])),
+        path: textOf(headers['x-forwarded-uri']),
       };
     case 'original':
       return {
-        method: methodOf(headerOf(headers, 'x-original-method')),
-        path: headerOf(headers, 'x-original-uri'),
+        ip,
+        referrer,
+        method: methodOf(textOf(headers['x-original-method'])),
+        path: textOf(headers['x-original-uri']),
       };
     case 'path':
-      // RFC 9110 §4.2.3: an empty path is `/`.
-      return { method: methodOf(method), path: /^[/*]/.test(behind) ? utf8(behind) : `/${utf8(behind)}` };
+      return {
+        ip,
+        referrer,
+        method: methodOf(method),
+        // RFC 9110 §4.2.3: an empty path is `/`.
+        path: /^[/*]/.test(behind) ? utf8(behind) : `/${utf8(behind)}`,
+      };
   }
 }
 
@@ -89,9 +92,8 @@ function forwardedFor(list: string | undefined, hops: number): string | undefine
   }
 }
 
-/** A header of which there is one; `undefined` for none, and for one without a value. */
-export function headerOf(headers: IncomingHttpHeaders, name: string): string | undefined {
-  const value = headers[name];
+/** The text of a header of which there is one; `undefined` for none, and for one without a value. */
+export function textOf(value: IncomingHttpHeaders[string]): string | undefined {
   return typeof value === 'string' && value !== '' ? utf8(value) : undefined;
 }
 

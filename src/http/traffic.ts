@@ -2,7 +2,6 @@ import type { ServerResponse } from 'node:http';
 import type { FastifyInstance, FastifyRequest } from 'fastify';
 import type { Logger } from 'pino';
 import type { ErrorCode } from '../domain/errors.ts';
-import { addressOf } from './address.ts';
 
 /** Told of a request of one route as it ends: its status, `undefined` where the client left before, and its time. */
 export type RouteObserver = (status: number | undefined, tookMs: number) => void;
@@ -23,15 +22,19 @@ declare module 'fastify' {
 }
 
 /** What is known of a request as it begins, and who asks once that is known. */
-export type Followed = Pick<FastifyRequest, 'id' | 'method' | 'ip' | 'caller'> & {
+export type Followed = Pick<FastifyRequest, 'id' | 'method' | 'caller' | 'raw'> & {
   readonly routeOptions: {
     readonly url?: string | undefined;
     readonly config?: { readonly observer?: RouteObserver | undefined };
   };
 };
 
-/** Is to be called with each request as it begins. */
-export type Follow = (request: Followed, response: ServerResponse) => void;
+/** Is to be called with each request as it begins. `address` tells its client's, where the log wants it. */
+export type Follow = <Request extends Followed>(
+  request: Request,
+  response: ServerResponse,
+  address: (request: Request) => string,
+) => void;
 
 /**
  * Follows requests to their end, for the metrics and for the log's one line. Before any route is registered.
@@ -57,7 +60,7 @@ export function followTraffic(
     });
   }
 
-  return (request, response) => {
+  return (request, response, addressOf) => {
     const startedAt = performance.now();
     const observe = request.routeOptions.config?.observer ?? unmatched;
     // Now: of a client that has left the socket no longer tells.
