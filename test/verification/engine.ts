@@ -5,6 +5,7 @@ import type { Decision } from '../../src/domain/decision.ts';
 import { type KeyId, newKeyId } from '../../src/domain/key-id.ts';
 import { keySecret } from '../../src/domain/key-secret.ts';
 import { createTokenMint } from '../../src/domain/token.ts';
+import { type AccessTokenLifecycle, createAccessTokenLifecycle } from '../../src/lifecycle/access-tokens.ts';
 import type { CreatedKey } from '../../src/lifecycle/key-maker.ts';
 import { createKeyLifecycle, type KeyLifecycle } from '../../src/lifecycle/keys.ts';
 import { createWorkspaceLifecycle, type WorkspaceLifecycle } from '../../src/lifecycle/workspaces.ts';
@@ -52,6 +53,9 @@ export interface Engine {
   /** What an introspection of the token comes to: `active`, or why not. */
   verdict(token: string): Promise<string>;
   revoke(id: KeyId): ReturnType<KeyLifecycle['revoke']>;
+  /** An access token of the key. */
+  issue(created: CreatedKey): Promise<string>;
+  revokeToken(jwt: string): ReturnType<AccessTokenLifecycle['revoke']>;
   revokeWorkspace(id: string): ReturnType<WorkspaceLifecycle['revokeKeys']>;
   /** A successor; the key itself lives on for a day. */
   rotate(id: KeyId): ReturnType<KeyLifecycle['rotate']>;
@@ -167,7 +171,15 @@ export async function openEngine(test: TestDatabase, options: EngineOptions = {}
     memoKey,
     observer,
   });
+  const accessTokens = createAccessTokenLifecycle({
+    database,
+    membership,
+    verifier,
+    signingKeys,
+    lifetimeSeconds: 600,
+  });
   onTestFinished(async () => {
+    signingKeys.stop();
     await quota.close();
     await membership.close();
     // A test may have closed it already.
@@ -202,6 +214,19 @@ export async function openEngine(test: TestDatabase, options: EngineOptions = {}
       return decision.active ? 'active' : decision.code;
     },
     revoke: (id) => lifecycle.revoke(caller(), ORIGIN, id, null),
+    async issue({ key, token }) {
+      await signingKeys.start();
+      const client = { id: key.id, token };
+      const issuance = await accessTokens.issue({
+        client,
+        address: '127.0.0.1',
+        scopes: undefined,
+        issuer: 'https://issuer.test',
+      });
+      if (!issuance.issued) throw new Error(`no token was issued: ${issuance.because}`);
+      return issuance.jwt;
+    },
+    revokeToken: (jwt) => accessTokens.revoke(jwt, { origin: ORIGIN, clientId: null }),
     revokeWorkspace: (id) =>
       createWorkspaceLifecycle(membership).revokeKeys(caller(), ORIGIN, id, {
         environment: undefined,
