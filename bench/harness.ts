@@ -26,6 +26,8 @@ export interface Process {
   /** User and system time so far, in milliseconds. */
   cpuMs(): Promise<number>;
   stop(signal?: NodeJS.Signals): Promise<void>;
+  /** Ends it, and starts the same anew, at another address. */
+  renew(): Promise<void>;
 }
 
 export interface BenchDatabase {
@@ -105,7 +107,7 @@ export async function openBench(): Promise<Bench> {
         closers,
       );
       const token = await readFile(adminKeyFile, 'utf8').catch(() => undefined);
-      return { ...started, token: token?.trim() };
+      return Object.assign(started, { token: token?.trim() });
     },
     endAll,
     async close() {
@@ -123,6 +125,32 @@ async function start(
   environment: Record<string, string>,
   closers: (() => Promise<void>)[],
 ): Promise<Process> {
+  let running = await spawnListening(args, environment);
+  const stop = async (signal: NodeJS.Signals = 'SIGTERM') => {
+    const { child } = running;
+    if (child.exitCode !== null || child.signalCode !== null) return;
+    child.kill(signal);
+    await once(child, 'exit');
+  };
+  closers.push(() => stop('SIGKILL'));
+  return {
+    get url() {
+      return running.url;
+    },
+    get child() {
+      return running.child;
+    },
+    printed: running.printed,
+    stop,
+    async renew() {
+      await stop();
+      running = await spawnListening(args, environment);
+    },
+    cpuMs: () => cpuMsOf(running.child.pid),
+  };
+}
+
+async function spawnListening(args: readonly string[], environment: Record<string, string>) {
   // BENCH_NODE_ARGS=--cpu-prof shows where the time goes.
   const nodeArgs = (process.env.BENCH_NODE_ARGS ?? '').split(' ').filter((argument) => argument !== '');
   const child = spawn(process.execPath, [...nodeArgs, ...args], {
@@ -140,13 +168,7 @@ async function start(
     if (child.exitCode !== null) throw new Error(`${args.join(' ')} ended: ${printed}`);
     url = /listens on (http:\/\/[^\s]+)/.exec(printed)?.[1];
   }
-  const stop = async (signal: NodeJS.Signals = 'SIGTERM') => {
-    if (child.exitCode !== null || child.signalCode !== null) return;
-    child.kill(signal);
-    await once(child, 'exit');
-  };
-  closers.push(() => stop('SIGKILL'));
-  return { url, child, printed, stop, cpuMs: () => cpuMsOf(child.pid) };
+  return { url, child, printed };
 }
 
 async function cpuMsOf(pid: number | undefined): Promise<number> {
@@ -238,13 +260,26 @@ export interface Comparison {
   readonly yardstickUs: number;
 }
 
-/** Yardstick ÷ ours, in CPU per request, medians over alternating rounds; `control` is the yardstick ÷ itself. */
+type Measured = readonly [Process, Load];
+
+/**
+ * Yardstick ÷ ours, in CPU per request, medians over alternating rounds; `control` is the yardstick ÷ itself.
+ * @param isRenewed whether each round begins with new processes, which are warmed up. One and the same program needs a
+ *   third more in one process than in the next, as its memory happens to lie, and all rounds would have the same luck.
+ */
 export async function compare(
   bench: Bench,
-  { yardstick, ours, rounds }: { yardstick: [Process, Load]; ours: [Process, Load]; rounds: number },
+  options: { yardstick: Measured; ours: Measured; rounds: number; isRenewed?: boolean },
 ): Promise<Comparison> {
+  const { rounds, isRenewed = false } = options;
+  let { yardstick, ours } = options;
   const taken: { yardstick: number; ours: number; again: number }[] = [];
   for (let round = -1; round < rounds; round++) {
+    if (isRenewed && round >= 0) {
+      yardstick = await renew(yardstick);
+      ours = await renew(ours);
+      for (const [server, work] of [yardstick, ours]) await cpuPerRequest(bench, server, work);
+    }
     const measured = {
       yardstick: await cpuPerRequest(bench, ...yardstick),
       ours: await cpuPerRequest(bench, ...ours),
@@ -259,6 +294,12 @@ export async function compare(
     oursUs: median(taken.map((round) => round.ours)),
     yardstickUs: median(taken.map((round) => round.yardstick)),
   };
+}
+
+async function renew([server, work]: Measured): Promise<Measured> {
+  const formerUrl = server.url;
+  await server.renew();
+  return [server, { ...work, url: work.url.replace(formerUrl, server.url) }];
 }
 
 /**

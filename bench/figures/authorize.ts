@@ -38,6 +38,7 @@ export async function authorize(bench: Bench, { rounds, seconds }: Options): Pro
     yardstick: [bare, { url: `${bare.url}/bare`, headers, seconds }],
     ours: [service, { url: `${service.url}/v1/authorize`, headers, seconds }],
     rounds,
+    isRenewed: true,
   });
   await service.stop();
   await bare.stop('SIGKILL');

@@ -35,6 +35,7 @@ export async function recording(bench: Bench, { rounds, seconds }: Options): Pro
       yardstick: [off, load(off.url)],
       ours: [service, load(service.url)],
       rounds,
+      isRenewed: true,
     });
     figures.push({
       name: `warm introspection, ${name}: recording off ÷ on`,

@@ -17,6 +17,7 @@ export async function unminted(bench: Bench, { rounds, seconds }: Options): Prom
     yardstick: [bare, { ...work, url: `${bare.url}/bare` }],
     ours: [service, { ...work, url: `${service.url}/v1/introspect` }],
     rounds,
+    isRenewed: true,
   });
   const after = await countStatements(database.query);
   const reads = after.reads - before.reads;

@@ -19,9 +19,17 @@ const kidsIn = async (database: TestDatabase) =>
 const kidsOf = (keys: { publicKeys(): readonly { kid: string }[] }) =>
   keys.publicKeys().map(({ kid }) => kid);
 
-/** As if that much time had passed for the keys, where the clock cannot be set. */
+/**
+ * As if that much time had passed for the keys, where the clock cannot be set; a moment more, since tokens are issued by
+ * whole seconds.
+ */
 const age = (database: TestDatabase, days: number) =>
-  database.query('UPDATE signing_keys SET signs_from = signs_from - make_interval(days => $1)', [days]);
+  database.query('UPDATE signing_keys SET signs_from = signs_from - make_interval(days => $1, secs => 1)', [
+    days,
+  ]);
+
+/** An instance looks for keys that it meets, once a second. */
+const LOOKED = { timeout: 3_000 };
 
 async function instanceOn(database: TestDatabase, settings: Record<string, string> = {}): Promise<TestApp> {
   const app = await createTestApp(settings, database);
@@ -114,7 +122,7 @@ test('a verifier that keeps the key set verifies before, during and after a rota
   const third = await accessToken(after, key);
   expect(headerOf(third).kid).not.toBe(headerOf(first).kid);
   // The instance of the beginning has heard of nothing, and takes it when it meets it.
-  expect((await before.introspect(third)).body.active).toBe(true);
+  await expect.poll(async () => (await before.introspect(third)).body.active, LOOKED).toBe(true);
   expect(await published(before)).toBe(2);
   for (const token of [first, second, third]) {
     expect(await verified(token)).toBe(key.id);
@@ -171,7 +179,7 @@ test('keys that were taken away by hand are made anew, and what they signed is n
   const fresh = await accessToken(restarted, key);
   for (const app of [one, other, restarted]) {
     // Met on the way: that is when the others look.
-    expect((await app.introspect(fresh)).body.active).toBe(true);
+    await expect.poll(async () => (await app.introspect(fresh)).body.active, LOOKED).toBe(true);
     expect((await app.introspect(stolen)).body.reason.code).toBe('invalid');
   }
   expect(claimsOf(fresh).client_id).toBe(key.id);

@@ -89,7 +89,9 @@ describe('memory', () => {
     // Loaded anew, they hang together again.
     for (const { token } of own) expect(engine.verify(token)).toMatchObject({ active: true });
     await engine.touch({ kind: 'workspace', id: 'ws_a' });
-    for (const { token } of own) expect(engine.verify(token)).toBeInstanceOf(Promise);
+    const anew = own.map(({ token }) => engine.verify(token));
+    for (const loaded of anew) expect(loaded).toBeInstanceOf(Promise);
+    await Promise.all(anew);
     expect(engine.count('proved argon2')).toBe(4);
   });
 
