@@ -11,7 +11,7 @@ import { serializerCompiler } from 'fastify-type-provider-zod';
 import type { Logger } from 'pino';
 import { Failure } from './domain/errors.ts';
 import type { SignalThresholds } from './domain/signal.ts';
-import { addressOf } from './http/address.ts';
+import { addressOf, createAddressReader } from './http/address.ts';
 import { registerAuditRoutes } from './http/audit-events.ts';
 import { type GatewaySettings, registerAuthorizeRoute, routedUrl } from './http/authorize.ts';
 import { registerJsonBody } from './http/body.ts';
@@ -159,8 +159,9 @@ export async function buildApp(dependencies: AppDependencies): Promise<FastifyIn
   registerJsonBody(app);
   if (dependencies.tracing !== undefined) await app.register(dependencies.tracing);
   app.addHook('onRequest', (request, reply, done) => {
-    // A request whose body was read on the fast path is followed already.
-    if (leftOf(request.raw) === undefined) follow(request, reply.raw, addressOf);
+    const left = leftOf(request.raw);
+    if (left === undefined) follow(request, reply.raw, addressOf);
+    else left.followAs(request);
     setCommonHeaders(request.id, reply);
     if (isClosing()) reply.header('connection', 'close');
     const badHost = faultOfHost(request.raw);
@@ -184,16 +185,19 @@ export async function buildApp(dependencies: AppDependencies): Promise<FastifyIn
   registerRateLimitRoutes({ callers, database, lookAtQuota: dependencies.lookAtQuota });
   registerWorkspaceRoutes({ callers, workspaces, database });
   registerScopeRoutes({ callers, scopes, database, cursors });
-  const trustsProxies = dependencies.trustedProxies.length > 0;
+  const addressOfMessage = createAddressReader(dependencies.trustedProxies);
   const fastRoutes = [
-    registerIntrospectRoute({ callers, verifier, recorder, traffic, trustsProxies }),
+    registerIntrospectRoute({ callers, verifier, recorder, traffic, addressOf: addressOfMessage }),
     registerAuthorizeRoute(app, { ...dependencies, callers }),
   ];
   // The span of a request is begun and ended by hooks of Fastify's.
   if (dependencies.tracing === undefined) {
     const isOpen = () => !isClosing();
     putInFront(app.server, (fastify) =>
-      createFastPath({ routes: fastRoutes, callers, follow, logger, isOpen }, fastify),
+      createFastPath(
+        { routes: fastRoutes, callers, follow, addressOf: addressOfMessage, logger, isOpen },
+        fastify,
+      ),
     );
   }
   const refuseBytes = guardConnections(app.server, traffic);

@@ -1,4 +1,5 @@
 import type { IncomingMessage } from 'node:http';
+import proxyAddr from '@fastify/proxy-addr';
 import type { FastifyRequest } from 'fastify';
 import { type Address, formatAddress, parseAddress } from '../domain/address.ts';
 
@@ -12,6 +13,13 @@ const UNKNOWN = 'unknown';
 export function addressOf(request: Pick<FastifyRequest, 'ip'>): string {
   const address = parseAddress(request.ip ?? '');
   return address === undefined ? UNKNOWN : formatAddress(address);
+}
+
+/** The same for a request that Fastify has not seen. @param trusted addresses and CIDRs of proxies that are believed. */
+export function createAddressReader(trusted: readonly string[]): (message: IncomingMessage) => string {
+  if (trusted.length === 0) return peerAddressOf;
+  const trusts = proxyAddr.compile([...trusted]);
+  return (message) => addressOf({ ip: proxyAddr(message, trusts) });
 }
 
 /** The address at the other end of the connection, whoever that speaks for; `undefined` where it is not known any more. */

@@ -11,7 +11,7 @@ import type { Key } from '../domain/key.ts';
 import { foreignWorkspace } from '../lifecycle/key-rules.ts';
 import type { Recorder } from '../recording/recorder.ts';
 import type { Soon, Verifier } from '../verification/verifier.ts';
-import { peerOf } from './address.ts';
+import { peerAddressOf, peerOf } from './address.ts';
 import { type Answer, sendAnswer } from './answer.ts';
 import { type Callers, gatewayKeyOf, LIMIT_HEADERS, limitHeaders } from './callers.ts';
 import { readCredential } from './credential.ts';
@@ -149,7 +149,7 @@ export function registerAuthorizeRoute(
   }
 
   /** @param behind what stands behind the route's path in what was asked for; throws, or rejects, a Failure. */
-  function judge(asked: Asked, behind: string | undefined): Soon<Answer> {
+  function judge(asked: Pick<Asked, 'id' | 'caller' | 'raw'>, behind: string | undefined): Soon<Answer> {
     const { caller, raw } = asked;
     const { method = '', headers } = raw;
     const options = readOptions(headers, behind);
@@ -173,7 +173,7 @@ export function registerAuthorizeRoute(
     return conclude(recorder, decision, (made) => answerOf(made, asked, options), asked, facts);
   }
 
-  function answerOf(decision: Decision, { id }: Asked, options: Options): Answer {
+  function answerOf(decision: Decision, { id }: Pick<Asked, 'id'>, options: Options): Answer {
     const limits = limitsOf(decision);
     if (decision.active) {
       const identity = identityOf(decision.record.key);
@@ -240,29 +240,29 @@ export function registerAuthorizeRoute(
     scope.route({ method: others, url: AUTHORIZE_PATH, schema: { hide: true }, handler });
   });
 
-  function recognizeGateway(message: IncomingMessage): Caller | undefined {
+  function recognizeGateway(message: IncomingMessage, address: () => string): Caller | undefined {
     const token = gatewayKeyOf(message.headers);
-    return token === undefined ? undefined : callers.recognize(token, message);
+    return token === undefined ? undefined : callers.recognize(token, message.socket, address);
   }
 
   const routeOptions = {
     get: routeOptionsOf(traffic, { method: 'GET', url: AUTHORIZE_PATH }),
     others: routeOptionsOf(traffic, { method: '*', url: AUTHORIZE_PATH }),
   };
-  return {
-    routeOptions: (method) => (method === 'GET' ? routeOptions.get : routeOptions.others),
-    begin(message) {
-      const behind = behindAuthorize(message.url ?? '');
-      if (behind === undefined) return undefined;
-      const caller = isTrusted(message) ? null : recognizeGateway(message);
-      if (caller === undefined) return undefined;
-      return {
-        caller,
-        bodyLength: 0,
-        answer: (asked) => judge(asked, behind),
-        failed: (failure, asked) => failureAnswer(failure, asked, behind),
-      };
-    },
+  return (message) => {
+    const behind = behindAuthorize(message.url ?? '');
+    if (behind === undefined) return undefined;
+    const address = () => peerAddressOf(message);
+    const caller = isTrusted(message) ? null : recognizeGateway(message, address);
+    if (caller === undefined) return undefined;
+    return {
+      routeOptions: message.method === 'GET' ? routeOptions.get : routeOptions.others,
+      caller,
+      address,
+      bodyLength: 0,
+      answer: (asked) => judge(asked, behind),
+      failed: (failure, asked) => failureAnswer(failure, asked, behind),
+    };
   };
 }
 
@@ -283,8 +283,11 @@ function createOptionsReader(
     if (behind === undefined) return new Failure('invalid_request', `Write the path as ${AUTHORIZE_PATH}.`);
     const text = source === 'path' ? optionHeadersOf(headers) : queryOf(behind);
     if (latest?.text === text) return latest.read;
-    const read = known.get(text) ?? readOptionText(text);
-    known.set(text, read);
+    let read = known.get(text);
+    if (read === undefined) {
+      read = readOptionText(text);
+      known.set(text, read);
+    }
     latest = { text, read };
     return read;
   };

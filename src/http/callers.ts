@@ -1,4 +1,5 @@
-import type { IncomingHttpHeaders, IncomingMessage } from 'node:http';
+import type { IncomingHttpHeaders } from 'node:http';
+import type { Socket } from 'node:net';
 import type { FastifyInstance, FastifyReply, FastifyRequest } from 'fastify';
 import type { Caller } from '../domain/caller.ts';
 import { Failure } from '../domain/errors.ts';
@@ -54,9 +55,9 @@ export interface Callers {
    * The caller whose service key this is, where memory alone lets it in to ask for verdicts and it has no limit.
    * `undefined` says nothing of any other: it has to be let in by the ways above. Leaves no trace (`arrived`).
    */
-  recognize(token: string, request: IncomingMessage): Caller | undefined;
-  /** Has it recorded that a caller came who was recognized. */
-  arrived(caller: Caller, request: IncomingMessage): void;
+  recognize(token: string, socket: Socket, address: () => string): Caller | undefined;
+  /** A caller who was recognized is answered. */
+  arrived(caller: Caller, address: () => string): void;
   /**
    * Counts a request to an unknown route against its address, and throws `rate_limited` where there were too many;
    * not for a valid service key, which is never refused for what others at its address did.
@@ -200,11 +201,10 @@ export function createCallers(
     return (await verifier.authenticate(credential.token, () => addressOf(request))).authenticated;
   }
 
-  const recognize: Callers['recognize'] = (token, message) => {
+  const recognize: Callers['recognize'] = (token, socket, address) => {
     if (limiters.introspection !== undefined) return undefined;
-    const { socket } = message;
     const shown = socket[SHOWN]?.token === token ? socket[SHOWN] : showToken(token);
-    const found = verifier.recall(shown, () => peerAddressOf(message));
+    const found = verifier.recall(shown, address);
     if (found?.authenticated !== true || found.rateLimit !== null) return undefined;
     if (!permits(found.caller.permissions, 'introspect')) return undefined;
     socket[SHOWN] = shown;
@@ -254,7 +254,10 @@ export function createCallers(
         },
       ),
     recognize,
-    arrived: (caller, message) => recorder.called(caller, () => peerAddressOf(message)),
+    arrived(caller, address) {
+      verifier.recalled();
+      recorder.called(caller, address);
+    },
     countFailure,
     async countUnknownRoute(request, reply) {
       try {

@@ -70,9 +70,9 @@ export function guardConnections(
     last.response = response;
   }
 
-  putInFront(server, (fastify) => (request, response) => {
+  putInFront(server, (answering) => (request, response) => {
     note(request, response);
-    fastify(request, response);
+    answering(request, response);
   });
   server.on('connect', (_request, socket) => {
     socket.on('error', () => socket.destroy());

@@ -2,9 +2,7 @@ import type { IncomingMessage, RequestListener, ServerResponse } from 'node:http
 import type { Logger } from 'pino';
 import type { Caller } from '../domain/caller.ts';
 import type { Failure } from '../domain/errors.ts';
-import type { Asking } from '../recording/recorder.ts';
 import type { Soon } from '../verification/verifier.ts';
-import { peerAddressOf } from './address.ts';
 import { type Answer, writeAnswer } from './answer.ts';
 import type { Callers } from './callers.ts';
 import { faultOfHost } from './host.ts';
@@ -22,18 +20,22 @@ import type { Follow, Followed } from './traffic.ts';
  *
  * Plain is what needs nothing that only Fastify knows; each route says so for itself. What is not goes on as if nobody
  * had looked: nothing was counted or recorded of it, and whatever is wrong with it is for Fastify to say. Both ways give
- * one answer; test/http/fast-path.test.ts holds them side by side.
+ * one answer, and leave one trace; test/http/fast-path.test.ts holds them side by side. There is one difference: a client
+ * that leaves before its body is whole has not used its service key.
  */
 
-/** A request that is to be answered: to the recorder, the same as one of Fastify's. */
-export interface Asked extends Asking {
+/** A request that is to be answered: to the recorder and the log, the same as one of Fastify's. */
+export interface Asked extends Followed {
+  readonly id: string;
   readonly raw: IncomingMessage;
 }
 
 /** A request with a plain head. */
-export interface PlainRequest {
+export interface PlainRequest extends Pick<Followed, 'routeOptions'> {
   /** `null`: it may ask without a service key. */
   readonly caller: Caller | null;
+  /** Where the caller is. */
+  address(): string;
   /** How long its body is; 0: it is not read. */
   readonly bodyLength: number;
   /** `undefined`: the body is not plain. May throw, or reject, a Failure. */
@@ -41,20 +43,17 @@ export interface PlainRequest {
   failed(failure: Failure, asked: Asked): Answer;
 }
 
-export interface FastRoute {
-  /** Looks at a head; `undefined` where that is not plain, or another route's. */
-  begin(request: IncomingMessage): PlainRequest | undefined;
-  /** As the log and the metrics know it. */
-  readonly routeOptions: (method: string) => Followed['routeOptions'];
-}
+/** Looks at a head; `undefined` where that is not plain, or another route's. */
+export type FastRoute = (request: IncomingMessage) => PlainRequest | undefined;
 
-/** What became of a request that went to Fastify when its body had been read. */
+/** What was made of a request before it went to Fastify. */
 interface Left {
   readonly id: string;
-  readonly body: Buffer;
+  readonly followAs: ReturnType<Follow>;
+  body: Buffer | undefined;
 }
 
-const LEFT = Symbol('what was read of a request before Fastify got it');
+const LEFT = Symbol('what was made of a request before Fastify got it');
 
 declare module 'node:http' {
   interface IncomingMessage {
@@ -62,94 +61,107 @@ declare module 'node:http' {
   }
 }
 
-/** What was read of this request on the fast path, and the id that it got there. */
-export function leftOf(request: IncomingMessage): Left | undefined {
+/** What the fast path made of this request, where it began to answer it. */
+export function leftOf(request: IncomingMessage): Pick<Left, 'id' | 'followAs'> | undefined {
   return request[LEFT];
+}
+
+/** The body that was read of this request on the fast path, where it was: once. */
+export function takeBodyOfLeft(request: IncomingMessage): Buffer | undefined {
+  const left = request[LEFT];
+  const body = left?.body;
+  if (left !== undefined) left.body = undefined;
+  return body;
 }
 
 export interface FastPathOptions {
   readonly routes: readonly FastRoute[];
   readonly callers: Pick<Callers, 'arrived'>;
   readonly follow: Follow;
+  /** Where a request's client is. */
+  addressOf(request: IncomingMessage): string;
   readonly logger: Logger;
   /** Once `false`, every request is Fastify's. */
   isOpen(): boolean;
 }
 
+interface Begun {
+  readonly asked: Asked;
+  readonly response: ServerResponse;
+  readonly plain: PlainRequest;
+  readonly followAs: Left['followAs'];
+}
+
 /** A listener that answers what is plain and hands on the rest. */
 export function createFastPath(
-  { routes, callers, follow, logger, isOpen }: FastPathOptions,
+  { routes, callers, follow, addressOf, logger, isOpen }: FastPathOptions,
   fastify: RequestListener,
 ): RequestListener {
-  function settle(
-    request: IncomingMessage,
-    response: ServerResponse,
-    asked: Asked,
-    plain: PlainRequest,
-    body?: Buffer,
-  ) {
-    const fail = (error: unknown) => {
-      const failure = faultOf(error);
-      logFault(logger, failure, asked.id);
-      writeAnswer(response, asked.id, plain.failed(failure, asked));
-    };
-    try {
-      const answer = plain.answer(asked, body);
-      if (answer === undefined) {
-        if (body !== undefined) request[LEFT] = { id: asked.id, body };
-        fastify(request, response);
-        return;
-      }
-      if (plain.caller !== null) callers.arrived(plain.caller, request);
-      if (answer instanceof Promise)
-        answer.then((later) => writeAnswer(response, asked.id, later)).catch(fail);
-      else writeAnswer(response, asked.id, answer);
-    } catch (error) {
-      fail(error);
+  const addressOfAsked = ({ raw }: Asked) => addressOf(raw);
+
+  function look(request: IncomingMessage): PlainRequest | undefined {
+    if (!isOpen() || faultOfHost(request) !== undefined) return undefined;
+    for (const route of routes) {
+      const plain = route(request);
+      if (plain !== undefined) return plain;
     }
+    return undefined;
   }
 
-  function take(
-    request: IncomingMessage,
-    response: ServerResponse,
-    route: FastRoute,
-    plain: PlainRequest,
-  ): void {
-    const { method = '' } = request;
-    const asked = {
-      id: requestIdOf(request),
-      caller: plain.caller,
-      raw: request,
-      method,
-      routeOptions: route.routeOptions(method),
+  function settle({ asked, response, plain, followAs }: Begun, body: Buffer | undefined): void {
+    const failed = (error: unknown): Answer => {
+      const failure = faultOf(error);
+      logFault(logger, failure, asked.id);
+      return plain.failed(failure, asked);
     };
-    follow(asked, response, peerOfAsked);
-    const { bodyLength } = plain;
-    if (bodyLength === 0) settle(request, response, asked, plain);
-    else readBody(request, bodyLength, (body) => settle(request, response, asked, plain, body));
+    const write = (answer: Answer) => writeAnswer(response, asked.id, answer);
+    let answer: Soon<Answer> | undefined;
+    try {
+      answer = plain.answer(asked, body);
+    } catch (error) {
+      answer = failed(error);
+    }
+    if (answer === undefined) {
+      asked.raw[LEFT] = { id: asked.id, followAs, body };
+      fastify(asked.raw, response);
+      return;
+    }
+    if (plain.caller !== null) callers.arrived(plain.caller, plain.address);
+    if (answer instanceof Promise) void answer.catch(failed).then(write);
+    else write(answer);
   }
 
   return (request, response) => {
-    if (isOpen() && faultOfHost(request) === undefined) {
-      for (const route of routes) {
-        const plain = route.begin(request);
-        if (plain === undefined) continue;
-        take(request, response, route, plain);
-        return;
-      }
+    let plain: PlainRequest | undefined;
+    try {
+      plain = look(request);
+    } catch {
+      // Fastify comes upon the same fault, and tells of it.
     }
-    fastify(request, response);
+    if (plain === undefined) {
+      fastify(request, response);
+      return;
+    }
+    const { caller, routeOptions, bodyLength } = plain;
+    const asked = {
+      id: requestIdOf(request),
+      caller,
+      raw: request,
+      method: request.method ?? '',
+      routeOptions,
+    };
+    const begun = { asked, response, plain, followAs: follow(asked, response, addressOfAsked) };
+    if (bodyLength === 0) settle(begun, undefined);
+    else readBody(request, bodyLength, (body) => settle(begun, body));
   };
 }
 
 function readBody(request: IncomingMessage, length: number, then: (body: Buffer) => void): void {
   let read: Buffer | undefined;
   request.on('data', (chunk: Buffer) => {
-    read = read === undefined ? chunk : Buffer.concat([read, chunk]);
-    if (read.length === length) then(read);
+    const body = read === undefined ? chunk : Buffer.concat([read, chunk]);
+    // The request outlives its answer, on a connection that is kept: no part of its body is to.
+    read = body.length < length ? body : undefined;
+    if (body.length === length) then(body);
   });
-}
-
-function peerOfAsked({ raw }: Pick<Asked, 'raw'>): string {
-  return peerAddressOf(raw);
 }

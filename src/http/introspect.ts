@@ -1,3 +1,4 @@
+import type { IncomingMessage } from 'node:http';
 import { Readable } from 'node:stream';
 import type { FastifyInstance, preParsingHookHandler } from 'fastify';
 import { z } from 'zod';
@@ -12,10 +13,10 @@ import { foreignWorkspace } from '../lifecycle/key-rules.ts';
 import type { Asking, Recorder } from '../recording/recorder.ts';
 import type { Soon, Verifier } from '../verification/verifier.ts';
 import type { Answer } from './answer.ts';
-import { bodyParser, checkText } from './body.ts';
+import { bodyParser, checkText, parseJson } from './body.ts';
 import { type Callers, callerOf } from './callers.ts';
 import { PLAIN_BEARER } from './credential.ts';
-import { type FastRoute, leftOf } from './fast-path.ts';
+import { type FastRoute, takeBodyOfLeft } from './fast-path.ts';
 import {
   type IntrospectionBody,
   introspectionBody,
@@ -33,14 +34,13 @@ const ANSWER_TYPE = 'application/json; charset=utf-8';
 const FORM = 'application/x-www-form-urlencoded';
 const ANSWER_HEADERS = ['content-type', ANSWER_TYPE];
 const INTROSPECT_PATH = '/v1/introspect';
-/** Lengths of the names of headers that are looked at, a bit each. */
+/** Lengths of the names of headers that `readPlainHead` looks at, a bit each: of another length it sees none. */
 const PLAIN_LENGTHS = [
   'authorization',
   'content-type',
   'content-length',
   'x-api-key',
   'content-encoding',
-  'x-forwarded-for',
 ].reduce((lengths, { length }) => lengths | (1 << length), 0);
 
 /** RFC 7662 §2.1; parameters that are not known here are ignored (RFC 6749 §3.2). */
@@ -112,29 +112,30 @@ export function registerIntrospectRoute({
   verifier,
   recorder,
   traffic,
-  trustsProxies,
+  addressOf,
 }: {
   callers: Callers;
   verifier: Verifier;
   recorder: Recorder;
   traffic: TrafficObserver | undefined;
-  /** Whether the client's address may stand in a header. */
-  trustsProxies: boolean;
+  /** Where a caller is. */
+  addressOf(message: IncomingMessage): string;
 }): FastRoute {
   function answer<T>(
-    { token, question }: ReturnType<typeof questionOf>,
+    { token, question }: { readonly token: string; readonly question: Question },
     asking: Asking,
     answerOf: (decision: Decision) => T,
   ): Soon<T> {
     return conclude(recorder, verifier.verify(token, question), answerOf, asking, question.request);
   }
 
-  callers.scope('introspect', 'introspection', (plain) => {
-    registerFormBody(plain);
-    plain.post(
+  callers.scope('introspect', 'introspection', (scope) => {
+    registerJsonBody(scope);
+    registerFormBody(scope);
+    scope.post(
       INTROSPECT_PATH,
       {
-        preParsing: givePlainBody,
+        preParsing: giveBody,
         // Its body is parsed once, below, and its answers are finished text.
         schema: {
           tags: ['Introspection'],
@@ -163,8 +164,9 @@ export function registerIntrospectRoute({
           return conclude(recorder, verifier.verify(token, question), standardAnswer, request, undefined);
         }
         if (request.mediaType !== JSON_TYPE) throw wrongMediaType(request.body);
-        const question = questionOf(parseInput(introspectionBody, request.body), caller);
-        return answer(question, request, jsonAnswer);
+        const asking = questionOf(readJsonBody(request.body), caller);
+        if (asking instanceof Failure) throw asking;
+        return answer(asking, request, jsonAnswer);
       },
     );
   });
@@ -175,36 +177,60 @@ export function registerIntrospectRoute({
     headers: ANSWER_HEADERS,
     body: jsonAnswer(decision),
   });
-  return {
-    routeOptions: () => routeOptions,
-    begin(message) {
-      if (message.url !== INTROSPECT_PATH || message.method !== 'POST') return undefined;
-      const head = readPlainHead(message.rawHeaders, trustsProxies);
-      if (head === undefined) return undefined;
-      const caller = callers.recognize(head.token, message);
-      if (caller === undefined) return undefined;
-      return {
-        caller,
-        bodyLength: head.bodyLength,
-        answer(asked, bytes) {
-          const body = bytes && readPlainBody(bytes);
-          const question = body && plainQuestionOf(body, caller);
-          return question && answer(question, asked, plainAnswer);
-        },
-        failed(failure, { id }) {
-          traffic?.problem(failure.code);
-          return problemAnswer(failure, id);
-        },
-      };
-    },
+  return (message) => {
+    if (message.url !== INTROSPECT_PATH || message.method !== 'POST') return undefined;
+    const head = readPlainHead(message.rawHeaders);
+    if (head === undefined) return undefined;
+    const address = () => addressOf(message);
+    const caller = callers.recognize(head.token, message.socket, address);
+    if (caller === undefined) return undefined;
+    return {
+      routeOptions,
+      caller,
+      address,
+      bodyLength: head.bodyLength,
+      answer(asked, bytes) {
+        const body = bytes && readPlainBody(bytes);
+        const asking = body && questionOf(body, caller);
+        return asking === undefined || asking instanceof Failure
+          ? undefined
+          : answer(asking, asked, plainAnswer);
+      },
+      failed(failure, { id }) {
+        traffic?.problem(failure.code);
+        return problemAnswer(failure, id);
+      },
+    };
   };
 }
 
 /** Hands Fastify what was read of a body on the fast path. */
-const givePlainBody: preParsingHookHandler = (request, _reply, payload, done) => {
-  const left = leftOf(request.raw);
-  done(null, left === undefined ? payload : Readable.from(left.body));
+const giveBody: preParsingHookHandler = (request, _reply, payload, done) => {
+  const body = takeBodyOfLeft(request.raw);
+  done(null, body === undefined ? payload : Readable.from(body));
 };
+
+/** Bodies that were read by `readPlainBody`, and so keep the rules of the schema. */
+const plainBodies = new WeakSet<object>();
+
+function registerJsonBody(app: FastifyInstance): void {
+  app.removeContentTypeParser(JSON_TYPE);
+  app.addContentTypeParser(
+    JSON_TYPE,
+    { parseAs: 'buffer' },
+    bodyParser((bytes) => {
+      const body = readPlainBody(bytes);
+      if (body === undefined) return parseJson(bytes);
+      plainBodies.add(body);
+      return body;
+    }),
+  );
+}
+
+function readJsonBody(body: unknown): IntrospectionBody {
+  const isPlain = typeof body === 'object' && body !== null && plainBodies.has(body);
+  return isPlain ? body : parseInput(introspectionBody, body);
+}
 
 /** What is looked at of the head of an introspection that is plain. */
 interface PlainHead {
@@ -217,7 +243,7 @@ interface PlainHead {
  * says nothing of any other.
  * @param rawHeaders names and values in turn.
  */
-function readPlainHead(rawHeaders: readonly string[], trustsProxies: boolean): PlainHead | undefined {
+function readPlainHead(rawHeaders: readonly string[]): PlainHead | undefined {
   let token: string | undefined;
   let isJson = false;
   let bodyLength = 0;
@@ -242,8 +268,6 @@ function readPlainHead(rawHeaders: readonly string[], trustsProxies: boolean): P
       case 'x-api-key':
       case 'content-encoding':
         return undefined;
-      case 'x-forwarded-for':
-        if (trustsProxies) return undefined;
     }
   }
   if (token === undefined || !isJson || bodyLength === 0 || bodyLength > MAX_PLAIN_BYTES) return undefined;
@@ -257,20 +281,16 @@ function wrongMediaType(body: unknown): Failure {
     : new Failure('unsupported_media_type', 'Send the body as application/json or as a form.');
 }
 
-/** `undefined` where something is wrong with it. */
-function plainQuestionOf(body: IntrospectionBody, caller: Caller): ReturnType<typeof questionOf> | undefined {
-  const { key, token, workspace_id: workspaceId } = body;
-  if ((key === undefined) === (token === undefined)) return undefined;
-  if (workspaceId !== undefined && !reaches(caller, workspaceId)) return undefined;
-  return questionOf(body, caller);
-}
-
-function questionOf(body: IntrospectionBody, caller: Caller): { token: string; question: Question } {
+/** What is asked; a failure, where something is wrong with that. */
+function questionOf(
+  body: IntrospectionBody,
+  caller: Caller,
+): { readonly token: string; readonly question: Question } | Failure {
   const { key, token = key, scopes, workspace_id: workspaceId, environment, cost, request } = body;
   if (token === undefined || (key !== undefined && body.token !== undefined)) {
-    throw invalidInput({ path: 'key', message: 'send the key in `key` or in `token`, one of them' });
+    return invalidInput({ path: 'key', message: 'send the key in `key` or in `token`, one of them' });
   }
-  if (workspaceId !== undefined && !reaches(caller, workspaceId)) throw foreignWorkspace(workspaceId);
+  if (workspaceId !== undefined && !reaches(caller, workspaceId)) return foreignWorkspace(workspaceId);
   return {
     token,
     question: {

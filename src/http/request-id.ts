@@ -17,11 +17,7 @@ export function newRequestId(): string {
 
 /** The id that the caller gave, where it is well-formed and holds no token; else a new one. */
 export function requestIdOf(message: IncomingMessage): string {
-  return requestIdFrom(message.headers['x-request-id']);
-}
-
-/** The same from the value of `X-Request-Id`. */
-export function requestIdFrom(given: string | readonly string[] | undefined): string {
+  const given = message.headers['x-request-id'];
   if (typeof given !== 'string' || !ACCEPTED.test(given) || TOKEN_WITHIN.test(given)) return newRequestId();
   return given;
 }

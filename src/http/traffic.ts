@@ -22,19 +22,22 @@ declare module 'fastify' {
 }
 
 /** What is known of a request as it begins, and who asks once that is known. */
-export type Followed = Pick<FastifyRequest, 'id' | 'method' | 'caller' | 'raw'> & {
+export type Followed = Pick<FastifyRequest, 'id' | 'method' | 'caller'> & {
   readonly routeOptions: {
     readonly url?: string | undefined;
     readonly config?: { readonly observer?: RouteObserver | undefined };
   };
 };
 
-/** Is to be called with each request as it begins. `address` tells its client's, where the log wants it. */
+/**
+ * Is to be called with each request as it begins. `address` tells its client's, where the log wants it. Answers a way to
+ * name another request in its stead, which the line then speaks of.
+ */
 export type Follow = <Request extends Followed>(
   request: Request,
   response: ServerResponse,
   address: (request: Request) => string,
-) => void;
+) => (instead: Followed) => void;
 
 /**
  * Follows requests to their end, for the metrics and for the log's one line. Before any route is registered.
@@ -47,7 +50,7 @@ export function followTraffic(
   { logger, observer }: { logger: Logger; observer: TrafficObserver | undefined },
 ): Follow {
   const isLogged = logger.isLevelEnabled('info');
-  if (!isLogged && observer === undefined) return () => undefined;
+  if (!isLogged && observer === undefined) return () => () => undefined;
   const unmatched = observer?.route(undefined);
   if (observer !== undefined) {
     app.addHook('onRoute', (route) => {
@@ -65,13 +68,17 @@ export function followTraffic(
     const observe = request.routeOptions.config?.observer ?? unmatched;
     // Now: of a client that has left the socket no longer tells.
     const address = isLogged ? addressOf(request) : '';
+    let followed: Followed = request;
     response.on('close', () => {
       const tookMs = performance.now() - startedAt;
       const status = response.writableEnded ? response.statusCode : undefined;
       observe?.(status, tookMs);
       if (!isLogged) return;
-      logger.info(lineOf(request, { status, tookMs, address }), status === undefined ? 'left' : 'answered');
+      logger.info(lineOf(followed, { status, tookMs, address }), status === undefined ? 'left' : 'answered');
     });
+    return (instead) => {
+      followed = instead;
+    };
   };
 }
 

@@ -74,8 +74,9 @@ export interface Verifier {
   verify(token: string, question: Question): Soon<Decision>;
   /** Finds out which service key calls Claviger, from which address. Throws as `verify` does. */
   authenticate(token: string | ShownToken, address: () => string): Soon<Authentication>;
-  /** The same where memory alone tells; `undefined` where it does not. */
+  /** The same where memory alone tells; `undefined` where it does not. Whoever goes by it says so (`recalled`). */
   recall(shown: ShownToken, address: () => string): Authentication | undefined;
+  recalled(): void;
   /**
    * The key whose token this is, whatever became of the key, a service key too: for whoever may do to it what its holder
    * may. Proved, but for a revoked key, to which nothing more can be done. Throws as `verify` does.
@@ -122,7 +123,10 @@ export function createVerifier(options: VerifierOptions): Verifier {
   function resolve(shown: ShownToken, leasedNowMs: number | undefined): Soon<Resolved> {
     const leased = leasedNowMs !== undefined;
     const held = leased ? fromMemory(shown, leasedNowMs) : undefined;
-    if (held !== undefined) return held;
+    if (held !== undefined) {
+      observer.lookedUp('memory');
+      return held;
+    }
     const { token } = shown;
     const id = mint.identify(token);
     if (id === undefined) {
@@ -151,7 +155,6 @@ export function createVerifier(options: VerifierOptions): Verifier {
     if (entry === undefined || record === undefined || entry.digest !== digestOf(shown)) return undefined;
     // A key that is over needs no proof: its token was minted here, and nothing but its end is told.
     if (entry.proven !== entry.hash && refuseUnproved(record.key, nowMs) === undefined) return undefined;
-    observer.lookedUp('memory');
     return { record, nowMs };
   }
 
@@ -282,6 +285,8 @@ export function createVerifier(options: VerifierOptions): Verifier {
       const found = leasedNowMs === undefined ? undefined : fromMemory(shown, leasedNowMs);
       return found && authenticationOf(found, address);
     },
+
+    recalled: () => observer.lookedUp('memory'),
 
     async identifyHolder(token) {
       const shown = showToken(token);

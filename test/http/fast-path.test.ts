@@ -12,6 +12,9 @@ import { request } from './raw.ts';
 
 let app: TestApp;
 let port: number;
+/** One that stands behind a proxy. */
+let proxied: TestApp;
+let proxiedPort: number;
 let arrived: IncomingMessage[] = [];
 /** By what is special about it. */
 const callers: Record<string, string> = {};
@@ -20,7 +23,12 @@ const keys: Record<string, string> = {};
 beforeAll(async () => {
   app = await createTestApp({ FAILED_AUTH_RATE_LIMIT: 'off', CALLER_RATE_LIMIT: 'off' });
   port = await listen(app);
-  app.app.server.on('request', (message) => arrived.push(message));
+  proxied = await createTestApp(
+    { TRUSTED_PROXY_CIDRS: '127.0.0.0/8', CALLER_RATE_LIMIT: 'off' },
+    app.database,
+  );
+  proxiedPort = await listen(proxied);
+  for (const { server } of [app.app, proxied.app]) server.on('request', (message) => arrived.push(message));
   callers.plain = (await app.createServiceKey(['introspect'])).token;
   callers.reader = (await app.createServiceKey(['keys:read'])).token;
   callers.limited = (
@@ -41,7 +49,9 @@ beforeAll(async () => {
   keys.revoked = revoked.token;
 });
 afterAll(async () => {
-  expect(app.logLines.filter((line) => JSON.parse(line).level >= 50)).toEqual([]);
+  for (const { logLines } of [app, proxied])
+    expect(logLines.filter((line) => JSON.parse(line).level >= 50)).toEqual([]);
+  await proxied.close();
   await app.close();
 });
 
@@ -50,48 +60,95 @@ interface Request {
   readonly url?: string;
   readonly headers: readonly string[];
   readonly body?: string;
+  readonly isProxied?: boolean;
+}
+
+/** What the metrics tell of lookups, verdicts and problems. */
+async function counted(of: TestApp): Promise<Map<string, number>> {
+  const { text } = await of.app
+    .inject({ method: 'GET', url: '/metrics' })
+    .then(({ payload }) => ({ text: payload }));
+  const lines = text.match(/^claviger_(lookups|verdicts|introspections|problems)_total.* \d+$/gm) ?? [];
+  return new Map(lines.map((line) => [line.slice(0, line.lastIndexOf(' ')), Number(line.split(' ').at(-1))]));
+}
+
+function difference(after: Map<string, number>, before: Map<string, number>): Record<string, number> {
+  const grown = [...after].map(([name, count]) => [name, count - (before.get(name) ?? 0)] as const);
+  return Object.fromEntries(grown.filter(([, count]) => count !== 0));
+}
+
+/** The log's line of a request, but for how long it took. */
+async function lineOf(of: TestApp, from: number): Promise<unknown> {
+  const lines = () =>
+    of.logLines
+      .slice(from)
+      .map((line) => JSON.parse(line))
+      .filter(({ request_id }) => request_id === 'both-ways');
+  await expect.poll(() => lines().length).toBe(1);
+  const { time: _time, duration_ms: _took, ...line } = lines()[0];
+  return line;
 }
 
 /** What is of the connection, or of the moment. */
 const PASSING = ['date', 'connection', 'keep-alive', 'transfer-encoding'];
 
-/** Sends a request both ways; answers what each was answered, and whether Fastify saw the one from the socket. */
-async function bothWays({ method = 'POST', url = '/v1/introspect', headers, body }: Request) {
+/**
+ * Sends a request both ways; answers what each was answered and what it left behind, and whether Fastify saw the one from
+ * the socket.
+ */
+async function bothWays({
+  method = 'POST',
+  url = '/v1/introspect',
+  headers,
+  body,
+  isProxied = false,
+}: Request) {
+  const of = isProxied ? proxied : app;
   const id = ['X-Request-Id: both-ways'];
   arrived = [];
-  const socket = await request({
-    port,
-    line: `${method} ${url} HTTP/1.1`,
-    headers: [...id, ...headers],
-    ...(body === undefined ? {} : { body }),
-    ...(method === 'HEAD' ? { method } : {}),
-  });
-  const injected = await app.app.inject({
-    method: method as 'GET',
-    url,
-    headers: Object.fromEntries(
-      ['Host: claviger.test', ...id, ...headers].map((line) => {
-        const colon = line.indexOf(':');
-        return [line.slice(0, colon), line.slice(colon + 1).trim()];
-      }),
-    ),
-    ...(body === undefined ? {} : { payload: body }),
-  });
-  const shown = (status: number, found: Record<string, unknown>, text: string) => ({
-    status,
-    headers: Object.fromEntries(
-      Object.entries(found)
-        .filter(([name]) => !PASSING.includes(name))
-        .map(([name, value]) => [name, String(value)]),
-    ),
-    text,
-  });
-  return {
-    socket: shown(socket.status, socket.headers, socket.text),
-    injected: shown(injected.statusCode, injected.headers, injected.payload),
-    // Fastify notes where a request wanted to go before it is routed.
-    throughFastify: arrived.some((message) => 'originalUrl' in message),
+  const traceOf = async (
+    send: () => Promise<{ status: number; headers: Record<string, unknown>; text: string }>,
+  ) => {
+    const [before, from] = [await counted(of), of.logLines.length];
+    const answer = await send();
+    const line = await lineOf(of, from);
+    return {
+      ...answer,
+      headers: Object.fromEntries(
+        Object.entries(answer.headers)
+          .filter(([name]) => !PASSING.includes(name))
+          .map(([name, value]) => [name, String(value)]),
+      ),
+      line,
+      counted: difference(await counted(of), before),
+    };
   };
+  const socket = await traceOf(async () => {
+    const answer = await request({
+      port: isProxied ? proxiedPort : port,
+      line: `${method} ${url} HTTP/1.1`,
+      headers: [...id, ...headers],
+      ...(body === undefined ? {} : { body }),
+      ...(method === 'HEAD' ? { method } : {}),
+    });
+    return { status: answer.status, headers: answer.headers, text: answer.text };
+  });
+  const injected = await traceOf(async () => {
+    const answer = await of.app.inject({
+      method: method as 'GET',
+      url,
+      headers: Object.fromEntries(
+        ['Host: claviger.test', ...id, ...headers].map((line) => {
+          const colon = line.indexOf(':');
+          return [line.slice(0, colon), line.slice(colon + 1).trim()];
+        }),
+      ),
+      ...(body === undefined ? {} : { payload: body }),
+    });
+    return { status: answer.statusCode, headers: answer.headers, text: answer.payload };
+  });
+  // Fastify notes where a request wanted to go before it is routed.
+  return { socket, injected, throughFastify: arrived.some((message) => 'originalUrl' in message) };
 }
 
 const JSON_TYPE = 'Content-Type: application/json';
@@ -115,6 +172,14 @@ describe('an introspection', () => {
       introspection({ key: keys.plain }, [bearer(callers.bound), JSON_TYPE]),
     'odd case': () =>
       introspection({ key: keys.plain }, [`AUTHORIZATION: Bearer ${callers.plain}`, JSON_TYPE]),
+    'the address of a client that a trusted proxy forwards': () => ({
+      ...introspection({ key: keys.plain }, [
+        bearer(callers.elsewhere),
+        JSON_TYPE,
+        'X-Forwarded-For: 203.0.113.1',
+      ]),
+      isProxied: true,
+    }),
     'headers that say nothing here': () =>
       introspection({ key: keys.plain }, [
         bearer(callers.plain),
@@ -131,6 +196,8 @@ describe('an introspection', () => {
     expect(throughFastify).toBe(false);
     expect(socket).toEqual(injected);
     expect(socket.status).toBe(200);
+    // Its caller's key at least.
+    expect(socket.counted['claviger_lookups_total{way="memory"}']).toBeGreaterThanOrEqual(1);
   });
 
   const other: Record<string, [number, () => Request]> = {
@@ -245,6 +312,10 @@ describe('a gateway that asks', () => {
     ],
     HEAD: [200, () => gateway([shown(), bearer(keys.plain)], '/v1/authorize', 'HEAD')],
     'HEAD, refused': [401, () => gateway([shown(), bearer(keys.revoked)], '/v1/authorize', 'HEAD')],
+    'a refused key, forwarded by a trusted proxy': [
+      401,
+      () => ({ ...gateway([shown(), bearer(keys.revoked)]), isProxied: true }),
+    ],
     POST: [200, () => ({ ...gateway([shown(), bearer(keys.plain)], '/v1/authorize', 'POST'), body: '{' })],
     'a path below': [200, () => gateway([shown(), bearer(keys.plain)], '/v1/authorize/contacts/%zz')],
   };
@@ -282,8 +353,8 @@ describe('a gateway that asks', () => {
 
   test('is told of the limits of the key, both ways', async () => {
     const asked = gateway([shown(), bearer(keys.limited)]);
-    const spent = Array.from({ length: 4 }, () => bothWays(asked));
-    for (const way of await Promise.all(spent)) {
+    for (let pair = 0; pair < 4; pair++) {
+      const way = await bothWays(asked);
       for (const { status, headers } of [way.socket, way.injected]) {
         expect([200, 429]).toContain(status);
         expect(headers['x-ratelimit-limit']).toBe('5');
@@ -297,6 +368,22 @@ describe('a gateway that asks', () => {
     expect(Object.keys(socket.headers).sort()).toEqual(Object.keys(injected.headers).sort());
     expect(JSON.parse(socket.text).code).toBe('rate_limited');
   });
+});
+
+test('a gateway that asks wrongly has used its key all the same', async () => {
+  const { id, token } = await app.createServiceKey(['introspect']);
+  const asked = {
+    method: 'GET',
+    url: '/v1/authorize?more=1',
+    headers: [`X-Claviger-Service-Key: ${token}`],
+  };
+  const lastUsed = async () => (await app.get(`/v1/api-keys/${id}`)).body.data.last_used;
+  await bothWays(asked);
+  await expect.poll(lastUsed, { timeout: 5_000 }).not.toBeNull();
+  const first = await lastUsed();
+  const line = 'GET /v1/authorize?more=1 HTTP/1.1';
+  expect((await request({ port, line, headers: asked.headers })).status).toBe(403);
+  await expect.poll(lastUsed, { timeout: 5_000 }).not.toBe(first);
 });
 
 /** Requests to a route that ended with this status, as the metrics tell. */
