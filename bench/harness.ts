@@ -278,7 +278,8 @@ export async function compare(
     if (isRenewed && round >= 0) {
       yardstick = await renew(yardstick);
       ours = await renew(ours);
-      for (const [server, work] of [yardstick, ours]) await cpuPerRequest(bench, server, work);
+      for (const [server, work] of [yardstick, ours, yardstick, ours])
+        await cpuPerRequest(bench, server, work);
     }
     const measured = {
       yardstick: await cpuPerRequest(bench, ...yardstick),

@@ -97,14 +97,10 @@ export function guardConnections(
 
 /** Replaces what answers a server's requests by what is made of it. Of two beside each other Node copies the list at each request. */
 export function putInFront(server: Server, wrap: (answering: RequestListener) => RequestListener): void {
-  const listeners = server.listeners('request') as RequestListener[];
+  const [answering, ...others] = server.listeners('request') as RequestListener[];
+  if (answering === undefined || others.length > 0) throw new TypeError('one listener answers requests');
   server.removeAllListeners('request');
-  server.on(
-    'request',
-    wrap((request, response) => {
-      for (const listener of listeners) listener.call(server, request, response);
-    }),
-  );
+  server.on('request', wrap(answering.bind(server)));
 }
 
 /**

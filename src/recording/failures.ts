@@ -32,6 +32,7 @@ export interface FailureOptions {
 }
 
 export interface FailureKeeper extends Keeper {
+  readonly refused: NonNullable<Keeper['refused']>;
   /** Addresses that memory counts within this window. */
   readonly addresses: number;
 }
@@ -138,7 +139,6 @@ export function createFailureKeeper({
       if (decision.active || decision.code !== 'invalid' || facts?.ip == null) return;
       count(facts.ip, 'introspections');
     },
-    called: () => undefined,
     refused: (address) => count(address, 'calls'),
     get addresses() {
       return tallies.size;

@@ -36,9 +36,9 @@ export interface Keeper {
    */
   introspected(decision: Decision, facts: RequestFacts | undefined, asking: Asking): void;
   /** A service key was let in, from `address`, which is worked out only when it is asked for. */
-  called(caller: Caller, address: () => string): void;
+  readonly called?: (caller: Caller, address: () => string) => void;
   /** Somebody at this address was not let in: what was shown, if anything, is no service key. */
-  refused(address: string): void;
+  readonly refused?: (address: string) => void;
   /** Writes reports, in the transaction that they are all written in or none. */
   reported(executor: Executor, reports: readonly UsageReport[], asking: Asking): Promise<void>;
   /** Writes what it still has. Gives up after `withinMs`: then what it has is lost, and reported as such. */
@@ -46,7 +46,7 @@ export interface Keeper {
 }
 
 /** The one door for what happened (docs/architecture.md). */
-export interface Recorder extends Pick<Keeper, 'introspected' | 'called' | 'refused' | 'close'> {
+export interface Recorder extends Required<Pick<Keeper, 'introspected' | 'called' | 'refused' | 'close'>> {
   /** Writes reports; resolves once they are committed, all of them. */
   report(reports: readonly UsageReport[], asking: Asking): Promise<void>;
 }
@@ -60,18 +60,18 @@ export interface RecorderOptions {
 
 /** Passes what happened on to all keepers. */
 export function createRecorder({ database, keepers, isOn }: RecorderOptions): Recorder {
+  const told = isOn ? keepers : [];
+  const ofCalls = told.flatMap(({ called }) => called ?? []);
+  const ofRefusals = told.flatMap(({ refused }) => refused ?? []);
   return {
     introspected(decision, facts, asking) {
-      if (!isOn) return;
-      for (const keeper of keepers) keeper.introspected(decision, facts, asking);
+      for (const keeper of told) keeper.introspected(decision, facts, asking);
     },
     called(caller, address) {
-      if (!isOn) return;
-      for (const keeper of keepers) keeper.called(caller, address);
+      for (const tell of ofCalls) tell(caller, address);
     },
     refused(address) {
-      if (!isOn) return;
-      for (const keeper of keepers) keeper.refused(address);
+      for (const tell of ofRefusals) tell(address);
     },
     report: (reports, asking) =>
       database.transaction(async (executor) => {

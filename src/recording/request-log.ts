@@ -166,7 +166,7 @@ export function createRequestLog(options: RequestLogOptions): RequestLogKeeper {
 
   return {
     introspected(decision, facts, asking) {
-      const isLogged = !decision.active || (sample > 0 && draw() < sample);
+      const isLogged = !decision.active || sample === 1 || (sample > 0 && draw() < sample);
       const kind = classOf(decision);
       // First of all: at full load nearly every introspection comes to this.
       if (rate.isSpent(kind)) {
@@ -208,9 +208,6 @@ export function createRequestLog(options: RequestLogOptions): RequestLogKeeper {
       });
       schedule(FLUSH_EVERY_MS);
     },
-
-    called: () => undefined,
-    refused: () => undefined,
 
     async reported(executor, reports, asking) {
       const entries = reports.map(

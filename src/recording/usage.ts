@@ -257,8 +257,6 @@ export function createUsageKeeper(options: UsageOptions): UsageKeeper {
       schedule(FLUSH_EVERY_MS);
     },
 
-    refused: () => undefined,
-
     reported: (executor, reports) =>
       addDurations(
         executor,
