@@ -143,7 +143,7 @@ async function start(
     printed: running.printed,
     stop,
     async renew() {
-      await stop();
+      await stop('SIGKILL');
       running = await spawnListening(args, environment);
     },
     cpuMs: () => cpuMsOf(running.child.pid),

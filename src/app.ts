@@ -146,12 +146,12 @@ export async function buildApp(dependencies: AppDependencies): Promise<FastifyIn
       : { https: { ...HTTP_OPTIONS, ...tls, handshakeTimeout: REQUEST_TIMEOUT_MS } }),
     clientErrorHandler: (error, socket) => refuseBytes(error, socket),
     frameworkErrors: (error, request, reply) => {
-      follow(request, reply.raw, addressOf);
+      followed.follow(request, reply.raw, addressOf);
       setCommonHeaders(request.id, reply);
       handleError(error, request, reply);
     },
   });
-  const follow = followTraffic(app, { logger, observer: traffic });
+  const followed = followTraffic(app, { logger, observer: traffic });
 
   app.setValidatorCompiler(validatorCompiler);
   app.setSerializerCompiler(serializerCompiler);
@@ -160,7 +160,7 @@ export async function buildApp(dependencies: AppDependencies): Promise<FastifyIn
   if (dependencies.tracing !== undefined) await app.register(dependencies.tracing);
   app.addHook('onRequest', (request, reply, done) => {
     const left = leftOf(request.raw);
-    if (left === undefined) follow(request, reply.raw, addressOf);
+    if (left === undefined) followed.follow(request, reply.raw, addressOf);
     else left.followAs(request);
     setCommonHeaders(request.id, reply);
     if (isClosing()) reply.header('connection', 'close');
@@ -195,7 +195,7 @@ export async function buildApp(dependencies: AppDependencies): Promise<FastifyIn
     const isOpen = () => !isClosing();
     putInFront(app.server, (fastify) =>
       createFastPath(
-        { routes: fastRoutes, callers, follow, addressOf: addressOfMessage, logger, isOpen },
+        { routes: fastRoutes, callers, traffic: followed, addressOf: addressOfMessage, logger, isOpen },
         fastify,
       ),
     );

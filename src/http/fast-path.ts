@@ -8,7 +8,7 @@ import type { Callers } from './callers.ts';
 import { faultOfHost } from './host.ts';
 import { faultOf, logFault } from './problem.ts';
 import { requestIdOf } from './request-id.ts';
-import type { Follow, Followed } from './traffic.ts';
+import type { Followed, Traffic } from './traffic.ts';
 
 /*
  * Most requests to the two hot routes are answered before Fastify sees them: its routing, hooks and sending take longer
@@ -49,7 +49,7 @@ export type FastRoute = (request: IncomingMessage) => PlainRequest | undefined;
 /** What was made of a request before it went to Fastify. */
 interface Left {
   readonly id: string;
-  readonly followAs: ReturnType<Follow>;
+  readonly followAs: ReturnType<Traffic['follow']>;
   body: Buffer | undefined;
 }
 
@@ -77,7 +77,7 @@ export function takeBodyOfLeft(request: IncomingMessage): Buffer | undefined {
 export interface FastPathOptions {
   readonly routes: readonly FastRoute[];
   readonly callers: Pick<Callers, 'arrived'>;
-  readonly follow: Follow;
+  readonly traffic: Traffic;
   /** Where a request's client is. */
   addressOf(request: IncomingMessage): string;
   readonly logger: Logger;
@@ -85,63 +85,68 @@ export interface FastPathOptions {
   isOpen(): boolean;
 }
 
-interface Begun {
-  readonly asked: Asked;
-  readonly response: ServerResponse;
-  readonly plain: PlainRequest;
-  readonly followAs: Left['followAs'];
-}
-
 /** A listener that answers what is plain and hands on the rest. */
 export function createFastPath(
-  { routes, callers, follow, addressOf, logger, isOpen }: FastPathOptions,
+  { routes, callers, traffic, addressOf, logger, isOpen }: FastPathOptions,
   fastify: RequestListener,
 ): RequestListener {
   const addressOfAsked = ({ raw }: Asked) => addressOf(raw);
 
   function look(request: IncomingMessage): PlainRequest | undefined {
-    if (!isOpen() || faultOfHost(request) !== undefined) return undefined;
-    for (const route of routes) {
-      const plain = route(request);
-      if (plain !== undefined) return plain;
+    try {
+      if (!isOpen() || faultOfHost(request) !== undefined) return undefined;
+      for (const route of routes) {
+        const plain = route(request);
+        if (plain !== undefined) return plain;
+      }
+    } catch {
+      // Fastify comes upon the same fault, and tells of it.
     }
     return undefined;
   }
 
-  function settle({ asked, response, plain, followAs }: Begun, body: Buffer | undefined): void {
-    const failed = (error: unknown): Answer => {
-      const failure = faultOf(error);
-      logFault(logger, failure, asked.id);
-      return plain.failed(failure, asked);
-    };
-    const write = (answer: Answer) => writeAnswer(response, asked.id, answer);
+  /** `undefined`: it is not plain after all. */
+  function answerOf(asked: Asked, plain: PlainRequest, body: Buffer | undefined): Soon<Answer> | undefined {
     let answer: Soon<Answer> | undefined;
     try {
       answer = plain.answer(asked, body);
     } catch (error) {
-      answer = failed(error);
+      answer = failed(error, asked, plain);
     }
-    if (answer === undefined) {
+    if (answer !== undefined && plain.caller !== null) callers.arrived(plain.caller, plain.address);
+    return answer instanceof Promise ? answer.catch((error) => failed(error, asked, plain)) : answer;
+  }
+
+  function failed(error: unknown, asked: Asked, plain: PlainRequest): Answer {
+    const failure = faultOf(error);
+    logFault(logger, failure, asked.id);
+    return plain.failed(failure, asked);
+  }
+
+  /** With the whole body in hand, in a later turn than the head. */
+  function settle(
+    asked: Asked,
+    response: ServerResponse,
+    { plain, body, followAs }: { plain: PlainRequest; body: Buffer; followAs: Left['followAs'] },
+  ): void {
+    const answer = answerOf(asked, plain, body);
+    if (answer instanceof Promise) {
+      void answer.then((later) => writeAnswer(response, asked.id, later));
+    } else if (answer !== undefined) {
+      writeAnswer(response, asked.id, answer);
+    } else {
       asked.raw[LEFT] = { id: asked.id, followAs, body };
       fastify(asked.raw, response);
-      return;
     }
-    if (plain.caller !== null) callers.arrived(plain.caller, plain.address);
-    if (answer instanceof Promise) void answer.catch(failed).then(write);
-    else write(answer);
   }
 
   return (request, response) => {
-    let plain: PlainRequest | undefined;
-    try {
-      plain = look(request);
-    } catch {
-      // Fastify comes upon the same fault, and tells of it.
-    }
+    const plain = look(request);
     if (plain === undefined) {
       fastify(request, response);
       return;
     }
+    const began = performance.now();
     const { caller, routeOptions, bodyLength } = plain;
     const asked = {
       id: requestIdOf(request),
@@ -150,9 +155,21 @@ export function createFastPath(
       method: request.method ?? '',
       routeOptions,
     };
-    const begun = { asked, response, plain, followAs: follow(asked, response, addressOfAsked) };
-    if (bodyLength === 0) settle(begun, undefined);
-    else readBody(request, bodyLength, (body) => settle(begun, body));
+    if (bodyLength > 0) {
+      const followAs = traffic.follow(asked, response, addressOfAsked);
+      readBody(request, bodyLength, (body) => settle(asked, response, { plain, body, followAs }));
+      return;
+    }
+    const answer = answerOf(asked, plain, undefined);
+    if (answer === undefined) {
+      fastify(request, response);
+    } else if (answer instanceof Promise) {
+      traffic.follow(asked, response, addressOfAsked);
+      void answer.then((later) => writeAnswer(response, asked.id, later));
+    } else {
+      writeAnswer(response, asked.id, answer);
+      traffic.answered(asked, { began, status: answer.status }, addressOfAsked);
+    }
   };
 }
 

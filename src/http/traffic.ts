@@ -29,15 +29,27 @@ export type Followed = Pick<FastifyRequest, 'id' | 'method' | 'caller'> & {
   };
 };
 
-/**
- * Is to be called with each request as it begins. `address` tells its client's, where the log wants it. Answers a way to
- * name another request in its stead, which the line then speaks of.
- */
-export type Follow = <Request extends Followed>(
-  request: Request,
-  response: ServerResponse,
-  address: (request: Request) => string,
-) => (instead: Followed) => void;
+export interface Traffic {
+  /**
+   * Follows a request from now to the end of Node's response. `address` tells its client's, where the log wants it.
+   * Answers a way to name another request in its stead, which the line then speaks of.
+   */
+  follow<Request extends Followed>(
+    request: Request,
+    response: ServerResponse,
+    address: (request: Request) => string,
+  ): (instead: Followed) => void;
+  /**
+   * Tells of a request that was answered in the very turn that it came in. To follow it would cost a listener, and it
+   * cannot have left.
+   * @param began when it came, by `performance.now()`.
+   */
+  answered<Request extends Followed>(
+    request: Request,
+    ended: { readonly began: number; readonly status: number },
+    address: (request: Request) => string,
+  ): void;
+}
 
 /**
  * Follows requests to their end, for the metrics and for the log's one line. Before any route is registered.
@@ -48,9 +60,11 @@ export type Follow = <Request extends Followed>(
 export function followTraffic(
   app: FastifyInstance,
   { logger, observer }: { logger: Logger; observer: TrafficObserver | undefined },
-): Follow {
+): Traffic {
   const isLogged = logger.isLevelEnabled('info');
-  if (!isLogged && observer === undefined) return () => () => undefined;
+  if (!isLogged && observer === undefined) {
+    return { follow: () => () => undefined, answered: () => undefined };
+  }
   const unmatched = observer?.route(undefined);
   if (observer !== undefined) {
     app.addHook('onRoute', (route) => {
@@ -62,23 +76,33 @@ export function followTraffic(
       };
     });
   }
+  const observerOf = ({ routeOptions }: Followed) => routeOptions.config?.observer ?? unmatched;
+  const log = (request: Followed, end: { status: number | undefined; tookMs: number; address: string }) =>
+    logger.info(lineOf(request, end), end.status === undefined ? 'left' : 'answered');
 
-  return (request, response, addressOf) => {
-    const startedAt = performance.now();
-    const observe = request.routeOptions.config?.observer ?? unmatched;
-    // Now: of a client that has left the socket no longer tells.
-    const address = isLogged ? addressOf(request) : '';
-    let followed: Followed = request;
-    response.on('close', () => {
-      const tookMs = performance.now() - startedAt;
-      const status = response.writableEnded ? response.statusCode : undefined;
-      observe?.(status, tookMs);
-      if (!isLogged) return;
-      logger.info(lineOf(followed, { status, tookMs, address }), status === undefined ? 'left' : 'answered');
-    });
-    return (instead) => {
-      followed = instead;
-    };
+  return {
+    follow(request, response, addressOf) {
+      const began = performance.now();
+      const observe = observerOf(request);
+      // Now: of a client that has left the socket no longer tells.
+      const address = isLogged ? addressOf(request) : '';
+      let followed: Followed = request;
+      response.on('close', () => {
+        const tookMs = performance.now() - began;
+        const status = response.writableEnded ? response.statusCode : undefined;
+        observe?.(status, tookMs);
+        if (isLogged) log(followed, { status, tookMs, address });
+      });
+      return (instead) => {
+        followed = instead;
+      };
+    },
+
+    answered(request, { began, status }, addressOf) {
+      const tookMs = performance.now() - began;
+      observerOf(request)?.(status, tookMs);
+      if (isLogged) log(request, { status, tookMs, address: addressOf(request) });
+    },
   };
 }
 
