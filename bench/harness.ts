@@ -349,6 +349,31 @@ export function quantile(values: readonly number[], share: number): number {
   return sorted[Math.min(sorted.length - 1, Math.floor(sorted.length * share))] ?? Number.NaN;
 }
 
+/** What a query took, each time that it was asked, and what a request that reads nothing took in its turn. */
+export interface QueryTimes {
+  readonly name: string;
+  readonly milliseconds: readonly number[];
+  readonly control: readonly number[];
+}
+
+/** Queries by their p99, the slowest first; prints a line of each. */
+export function rankQueries(times: readonly QueryTimes[]) {
+  const ranked = times
+    .map(({ name, milliseconds, control }) => ({
+      name,
+      p50: quantile(milliseconds, 0.5),
+      p99: quantile(milliseconds, 0.99),
+      control: quantile(control, 0.99),
+    }))
+    .sort((left, right) => right.p99 - left.p99);
+  for (const { name, p50, p99, control } of ranked) {
+    process.stderr.write(
+      `  ${p50.toFixed(1)} ms, p99 ${p99.toFixed(1)} ms (of nothing ${control.toFixed(1)} ms): ${name}\n`,
+    );
+  }
+  return ranked;
+}
+
 /** A call of the service, for what is set up around a measurement. */
 export async function call(
   service: { url: string },

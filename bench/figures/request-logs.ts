@@ -4,7 +4,7 @@ import pg from 'pg';
 import { keyIdFromUuid, uuidFloor } from '../../src/domain/key-id.ts';
 import { keySecret } from '../../src/domain/key-secret.ts';
 import { type LogFilters, listRequestLogs } from '../../src/storage/request-logs.ts';
-import { type Bench, call, KEY_SECRET, type Process, quantile } from '../harness.ts';
+import { type Bench, call, KEY_SECRET, type Process, quantile, rankQueries } from '../harness.ts';
 import type { Figure, Options } from '../run.ts';
 
 /*
@@ -65,19 +65,7 @@ export async function requestLogs(bench: Bench, { entries, rounds }: Options): P
   await keepPlans(database.url, today);
   await service.stop();
 
-  const ranked = times
-    .map(({ name, milliseconds, control }) => ({
-      control: quantile(control, 0.99),
-      name,
-      p50: quantile(milliseconds, 0.5),
-      p99: quantile(milliseconds, 0.99),
-    }))
-    .sort((left, right) => right.p99 - left.p99);
-  for (const { name, p50, p99, control } of ranked) {
-    process.stderr.write(
-      `  ${p50.toFixed(1)} ms, p99 ${p99.toFixed(1)} ms (of nothing ${control.toFixed(1)} ms): ${name}\n`,
-    );
-  }
+  const ranked = rankQueries(times);
   const [slowest] = ranked;
   return [
     {

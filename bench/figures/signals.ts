@@ -4,7 +4,7 @@ import pg from 'pg';
 import { uuidFloor } from '../../src/domain/key-id.ts';
 import { SIGNAL_RULES, type SignalThresholds } from '../../src/domain/signal.ts';
 import { listSignals } from '../../src/storage/signals.ts';
-import { type Bench, type BenchDatabase, call, type Process, quantile } from '../harness.ts';
+import { type Bench, type BenchDatabase, call, type Process, quantile, rankQueries } from '../harness.ts';
 import type { Figure, Options } from '../run.ts';
 import { fillWithKeys } from './keys.ts';
 import { type Times, timesOf } from './request-logs.ts';
@@ -78,19 +78,7 @@ export async function signals(bench: Bench, { keys, rounds }: Options): Promise<
   await calm.stop();
   await keepPlans(database.url);
 
-  const ranked = times
-    .map(({ name, milliseconds, control }) => ({
-      name,
-      p50: quantile(milliseconds, 0.5),
-      p99: quantile(milliseconds, 0.99),
-      control: quantile(control, 0.99),
-    }))
-    .sort((left, right) => right.p99 - left.p99);
-  for (const { name, p50, p99, control } of ranked) {
-    process.stderr.write(
-      `  ${p50.toFixed(1)} ms, p99 ${p99.toFixed(1)} ms (of nothing ${control.toFixed(1)} ms): ${name}\n`,
-    );
-  }
+  const ranked = rankQueries(times);
   const [slowest] = ranked;
   return [
     {
