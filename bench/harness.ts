@@ -349,10 +349,11 @@ export function quantile(values: readonly number[], share: number): number {
   return sorted[Math.min(sorted.length - 1, Math.floor(sorted.length * share))] ?? Number.NaN;
 }
 
-/** What a query took, each time that it was asked, and what a request that reads nothing took in its turn. */
+/** What a query took, each time that it was asked. */
 export interface QueryTimes {
   readonly name: string;
   readonly milliseconds: readonly number[];
+  /** Of a request that reads nothing, in turn with those: what the machine does to any request. */
   readonly control: readonly number[];
 }
 

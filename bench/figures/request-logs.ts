@@ -4,7 +4,15 @@ import pg from 'pg';
 import { keyIdFromUuid, uuidFloor } from '../../src/domain/key-id.ts';
 import { keySecret } from '../../src/domain/key-secret.ts';
 import { type LogFilters, listRequestLogs } from '../../src/storage/request-logs.ts';
-import { type Bench, call, KEY_SECRET, type Process, quantile, rankQueries } from '../harness.ts';
+import {
+  type Bench,
+  call,
+  KEY_SECRET,
+  type Process,
+  type QueryTimes,
+  quantile,
+  rankQueries,
+} from '../harness.ts';
 import type { Figure, Options } from '../run.ts';
 
 /*
@@ -19,11 +27,6 @@ const KEYS = 20_000;
 /** Each query so many times a round. */
 const REPEATS = 30;
 
-export interface Times {
-  readonly milliseconds: number[];
-  /** Of a request that reads nothing, in turn with those: what the machine does to any request. */
-  readonly control: number[];
-}
 const LIMIT = 100;
 const AIM_MS = 50;
 /** An address that a fifth of all requests came from, over all workspaces. */
@@ -52,7 +55,7 @@ export async function requestLogs(bench: Bench, { entries, rounds }: Options): P
   const bound = await Promise.all([1, 10, 100].map((count) => boundCaller(service, token, count)));
 
   const repeats = REPEATS * rounds;
-  const times: (Times & { name: string })[] = [];
+  const times: QueryTimes[] = [];
   for (const [name, query] of Object.entries(queriesOf(today))) {
     times.push({ name, ...(await timesOf(service, token, { path: pathOf(query), repeats })) });
   }
@@ -142,8 +145,9 @@ export async function timesOf(
   service: Process,
   token: string,
   { path, repeats }: { path: string; repeats: number },
-): Promise<Times> {
-  const times: Times = { milliseconds: [], control: [] };
+): Promise<Omit<QueryTimes, 'name'>> {
+  const milliseconds: number[] = [];
+  const controls: number[] = [];
   const timeOf = async (asked: string) => {
     const startedAt = performance.now();
     await call(service, token, asked, { method: 'GET' });
@@ -154,10 +158,10 @@ export async function timesOf(
     const control = await timeOf('/v1/me');
     // The first few warm up.
     if (repeat < 0) continue;
-    times.milliseconds.push(taken);
-    times.control.push(control);
+    milliseconds.push(taken);
+    controls.push(control);
   }
-  return times;
+  return { milliseconds, control: controls };
 }
 
 async function boundCaller(service: Process, token: string, count: number) {

@@ -4,10 +4,18 @@ import pg from 'pg';
 import { uuidFloor } from '../../src/domain/key-id.ts';
 import { SIGNAL_RULES, type SignalThresholds } from '../../src/domain/signal.ts';
 import { listSignals } from '../../src/storage/signals.ts';
-import { type Bench, type BenchDatabase, call, type Process, quantile, rankQueries } from '../harness.ts';
+import {
+  type Bench,
+  type BenchDatabase,
+  call,
+  type Process,
+  type QueryTimes,
+  quantile,
+  rankQueries,
+} from '../harness.ts';
 import type { Figure, Options } from '../run.ts';
 import { fillWithKeys } from './keys.ts';
-import { type Times, timesOf } from './request-logs.ts';
+import { timesOf } from './request-logs.ts';
 
 /*
  * Signals at a million keys: a page of all rules, of each, of a workspace, of callers bound to some, at the start of
@@ -49,7 +57,7 @@ export async function signals(bench: Bench, { keys, rounds }: Options): Promise<
   const bound = await Promise.all([1, 10, 100].map((count) => boundCaller(service, token, count)));
 
   const repeats = REPEATS * rounds;
-  const times: (Times & { name: string })[] = [];
+  const times: QueryTimes[] = [];
   const take = async (name: string, of: Process, as: string, query: string) => {
     const path = `/v1/signals?limit=${LIMIT}&${query}`;
     times.push({ name, ...(await timesOf(of, as, { path, repeats })) });

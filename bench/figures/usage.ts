@@ -4,10 +4,10 @@ import pg from 'pg';
 import { keyIdFromUuid, uuidFloor } from '../../src/domain/key-id.ts';
 import { GRANULARITIES, MAX_DAYS } from '../../src/domain/usage.ts';
 import { readDurations, readUsage, type UsageSpan } from '../../src/storage/usage.ts';
-import { type Bench, type BenchDatabase, quantile } from '../harness.ts';
+import { type Bench, type BenchDatabase, type QueryTimes, quantile, rankQueries } from '../harness.ts';
 import type { Figure, Options } from '../run.ts';
 import { SOME_HASH } from './keys.ts';
-import { type Times, timesOf } from './request-logs.ts';
+import { timesOf } from './request-logs.ts';
 
 /*
  * Every documented query of usage, of a key and of a workspace, by the hour and by the day, as wide as it may be, at ten
@@ -51,7 +51,7 @@ export async function usage(bench: Bench, { entries, rounds }: Options): Promise
     'the big workspace': '/v1/workspaces/ws_big',
     'a small workspace': `/v1/workspaces/ws_${Math.floor(ANY / SMALL)}`,
   };
-  const times: (Times & { name: string })[] = [];
+  const times: QueryTimes[] = [];
   for (const [subject, path] of Object.entries(subjects)) {
     for (const granularity of GRANULARITIES) {
       for (const days of [1, MAX_DAYS[granularity]]) {
@@ -67,15 +67,7 @@ export async function usage(bench: Bench, { entries, rounds }: Options): Promise
   await keepPlans(database.url, nowMs);
   await service.stop();
 
-  const ranked = times
-    .map(({ name, milliseconds }) => ({
-      name,
-      p50: quantile(milliseconds, 0.5),
-      p99: quantile(milliseconds, 0.99),
-    }))
-    .sort((left, right) => right.p99 - left.p99);
-  for (const { name, p50, p99 } of ranked)
-    process.stderr.write(`  ${p50.toFixed(1)} ms, p99 ${p99.toFixed(1)} ms: ${name}\n`);
+  const ranked = rankQueries(times);
   const [slowest] = ranked;
   return [
     {

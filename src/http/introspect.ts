@@ -130,7 +130,7 @@ export function registerIntrospectRoute({
   }
 
   callers.scope('introspect', 'introspection', (scope) => {
-    registerJsonBody(scope);
+    registerPlainBody(scope);
     registerFormBody(scope);
     scope.post(
       INTROSPECT_PATH,
@@ -213,7 +213,8 @@ const giveBody: preParsingHookHandler = (request, _reply, payload, done) => {
 /** Bodies that were read by `readPlainBody`, and so keep the rules of the schema. */
 const plainBodies = new WeakSet<object>();
 
-function registerJsonBody(app: FastifyInstance): void {
+/** JSON is read by `readPlainBody` on Fastify's way too, where that can. */
+function registerPlainBody(app: FastifyInstance): void {
   app.removeContentTypeParser(JSON_TYPE);
   app.addContentTypeParser(
     JSON_TYPE,

@@ -12,9 +12,8 @@ import { request } from './raw.ts';
 
 let app: TestApp;
 let port: number;
-/** One that stands behind a proxy. */
-let proxied: TestApp;
-let proxiedPort: number;
+/** Others on the same database: one behind a proxy, one that limits its callers. */
+const others: Partial<Record<'proxied' | 'limiting', { app: TestApp; port: number }>> = {};
 let arrived: IncomingMessage[] = [];
 /** By what is special about it. */
 const callers: Record<string, string> = {};
@@ -23,12 +22,14 @@ const keys: Record<string, string> = {};
 beforeAll(async () => {
   app = await createTestApp({ FAILED_AUTH_RATE_LIMIT: 'off', CALLER_RATE_LIMIT: 'off' });
   port = await listen(app);
-  proxied = await createTestApp(
-    { TRUSTED_PROXY_CIDRS: '127.0.0.0/8', CALLER_RATE_LIMIT: 'off' },
-    app.database,
-  );
-  proxiedPort = await listen(proxied);
-  for (const { server } of [app.app, proxied.app]) server.on('request', (message) => arrived.push(message));
+  const startOther = async (settings: Record<string, string>) => {
+    const other = await createTestApp({ CALLER_RATE_LIMIT: 'off', ...settings }, app.database);
+    return { app: other, port: await listen(other) };
+  };
+  others.proxied = await startOther({ TRUSTED_PROXY_CIDRS: '127.0.0.0/8' });
+  others.limiting = await startOther({ INTROSPECT_RATE_LIMIT: '1000000' });
+  for (const { server } of [app.app, others.proxied.app.app, others.limiting.app.app])
+    server.on('request', (message) => arrived.push(message));
   callers.plain = (await app.createServiceKey(['introspect'])).token;
   callers.reader = (await app.createServiceKey(['keys:read'])).token;
   callers.limited = (
@@ -49,10 +50,9 @@ beforeAll(async () => {
   keys.revoked = revoked.token;
 });
 afterAll(async () => {
-  for (const { logLines } of [app, proxied])
-    expect(logLines.filter((line) => JSON.parse(line).level >= 50)).toEqual([]);
-  await proxied.close();
-  await app.close();
+  const all = [...Object.values(others).map((other) => other.app), app];
+  for (const { logLines } of all) expect(logLines.filter((line) => JSON.parse(line).level >= 50)).toEqual([]);
+  for (const one of all) await one.close();
 });
 
 interface Request {
@@ -60,15 +60,14 @@ interface Request {
   readonly url?: string;
   readonly headers: readonly string[];
   readonly body?: string;
-  readonly isProxied?: boolean;
+  /** Which instance is asked; without it the plain one. */
+  readonly to?: keyof typeof others;
 }
 
 /** What the metrics tell of lookups, verdicts and problems. */
 async function counted(of: TestApp): Promise<Map<string, number>> {
-  const { text } = await of.app
-    .inject({ method: 'GET', url: '/metrics' })
-    .then(({ payload }) => ({ text: payload }));
-  const lines = text.match(/^claviger_(lookups|verdicts|introspections|problems)_total.* \d+$/gm) ?? [];
+  const { payload } = await of.app.inject({ method: 'GET', url: '/metrics' });
+  const lines = payload.match(/^claviger_(lookups|verdicts|introspections|problems)_total.* \d+$/gm) ?? [];
   return new Map(lines.map((line) => [line.slice(0, line.lastIndexOf(' ')), Number(line.split(' ').at(-1))]));
 }
 
@@ -96,14 +95,10 @@ const PASSING = ['date', 'connection', 'keep-alive', 'transfer-encoding'];
  * Sends a request both ways; answers what each was answered and what it left behind, and whether Fastify saw the one from
  * the socket.
  */
-async function bothWays({
-  method = 'POST',
-  url = '/v1/introspect',
-  headers,
-  body,
-  isProxied = false,
-}: Request) {
-  const of = isProxied ? proxied : app;
+async function bothWays({ method = 'POST', url = '/v1/introspect', headers, body, to }: Request) {
+  const asked = to === undefined ? { app, port } : others[to];
+  if (asked === undefined) throw new Error(`there is no instance ${to}`);
+  const { app: of } = asked;
   const id = ['X-Request-Id: both-ways'];
   arrived = [];
   const traceOf = async (
@@ -125,7 +120,7 @@ async function bothWays({
   };
   const socket = await traceOf(async () => {
     const answer = await request({
-      port: isProxied ? proxiedPort : port,
+      port: asked.port,
       line: `${method} ${url} HTTP/1.1`,
       headers: [...id, ...headers],
       ...(body === undefined ? {} : { body }),
@@ -149,6 +144,20 @@ async function bothWays({
   });
   // Fastify notes where a request wanted to go before it is routed.
   return { socket, injected, throughFastify: arrived.some((message) => 'originalUrl' in message) };
+}
+
+/** A request that memory knows all about is answered alike both ways; answers what it left behind. */
+async function expectAlike(
+  make: () => Request,
+  expected: { readonly status: number; readonly throughFastify: boolean },
+) {
+  // The first lets memory know what it is about.
+  await bothWays(make());
+  const { socket, injected, throughFastify } = await bothWays(make());
+  expect(throughFastify).toBe(expected.throughFastify);
+  expect(socket).toEqual(injected);
+  expect(socket.status).toBe(expected.status);
+  return socket;
 }
 
 const JSON_TYPE = 'Content-Type: application/json';
@@ -178,7 +187,7 @@ describe('an introspection', () => {
         JSON_TYPE,
         'X-Forwarded-For: 203.0.113.1',
       ]),
-      isProxied: true,
+      to: 'proxied',
     }),
     'headers that say nothing here': () =>
       introspection({ key: keys.plain }, [
@@ -190,12 +199,7 @@ describe('an introspection', () => {
       ]),
   };
   test.each(Object.entries(plain))('on the fast path is answered as by Fastify: %s', async (_name, make) => {
-    // The first lets memory know what it is about.
-    await bothWays(make());
-    const { socket, injected, throughFastify } = await bothWays(make());
-    expect(throughFastify).toBe(false);
-    expect(socket).toEqual(injected);
-    expect(socket.status).toBe(200);
+    const socket = await expectAlike(make, { status: 200, throughFastify: false });
     // Its caller's key at least.
     expect(socket.counted['claviger_lookups_total{way="memory"}']).toBeGreaterThanOrEqual(1);
   });
@@ -250,15 +254,14 @@ describe('an introspection', () => {
     'a query': [200, () => ({ ...introspection({ key: keys.plain }), url: '/v1/introspect?a=b' })],
   };
   test.each(Object.entries(other))('goes to Fastify with %s', async (_name, [status, make]) => {
-    await bothWays(make());
-    const { socket, injected, throughFastify } = await bothWays(make());
-    expect(throughFastify).toBe(true);
-    expect(socket).toEqual(injected);
-    expect(socket.status).toBe(status);
+    await expectAlike(make, { status, throughFastify: true });
   });
 
-  test('goes to Fastify for a caller with a limit, and counts once', async () => {
-    const asked = introspection({ key: keys.plain }, [bearer(callers.limited), JSON_TYPE]);
+  test.each([
+    ['a caller with a limit', () => introspection({ key: keys.plain }, [bearer(callers.limited), JSON_TYPE])],
+    ['INTROSPECT_RATE_LIMIT', (): Request => ({ ...introspection({ key: keys.plain }), to: 'limiting' })],
+  ])('goes to Fastify for %s, and counts once', async (_name, make) => {
+    const asked = make();
     const left = async () => {
       const { socket, throughFastify } = await bothWays(asked);
       expect(throughFastify).toBe(true);
@@ -314,7 +317,7 @@ describe('a gateway that asks', () => {
     'HEAD, refused': [401, () => gateway([shown(), bearer(keys.revoked)], '/v1/authorize', 'HEAD')],
     'a refused key, forwarded by a trusted proxy': [
       401,
-      () => ({ ...gateway([shown(), bearer(keys.revoked)]), isProxied: true }),
+      () => ({ ...gateway([shown(), bearer(keys.revoked)]), to: 'proxied' }),
     ],
     POST: [200, () => ({ ...gateway([shown(), bearer(keys.plain)], '/v1/authorize', 'POST'), body: '{' })],
     'a path below': [200, () => gateway([shown(), bearer(keys.plain)], '/v1/authorize/contacts/%zz')],
@@ -322,11 +325,7 @@ describe('a gateway that asks', () => {
   test.each(Object.entries(plain))(
     'on the fast path is answered as by Fastify: %s',
     async (_name, [status, make]) => {
-      await bothWays(make());
-      const { socket, injected, throughFastify } = await bothWays(make());
-      expect(throughFastify).toBe(false);
-      expect(socket).toEqual(injected);
-      expect(socket.status).toBe(status);
+      await expectAlike(make, { status, throughFastify: false });
     },
   );
 
@@ -344,11 +343,7 @@ describe('a gateway that asks', () => {
     'another spelling of the path': [403, () => gateway([shown(), bearer(keys.plain)], '/v1/%61uthorize')],
   };
   test.each(Object.entries(other))('goes to Fastify with %s', async (_name, [status, make]) => {
-    await bothWays(make());
-    const { socket, injected, throughFastify } = await bothWays(make());
-    expect(throughFastify).toBe(true);
-    expect(socket).toEqual(injected);
-    expect(socket.status).toBe(status);
+    await expectAlike(make, { status, throughFastify: true });
   });
 
   test('is told of the limits of the key, both ways', async () => {
