@@ -20,7 +20,7 @@ import { setCommonHeaders } from './http/common-headers.ts';
 import { guardConnections, putInFront } from './http/connections.ts';
 import type { CursorCodec } from './http/cursor.ts';
 import { collectDocument, registerDocumentation } from './http/documentation.ts';
-import { createFastPath, leftOf } from './http/fast-path.ts';
+import { arrivalOf, createFastPath } from './http/fast-path.ts';
 import type { GithubKeys } from './http/github-keys.ts';
 import { registerGithubLeakRoute } from './http/github-leaks.ts';
 import { type Readiness, registerHealthRoutes } from './http/health.ts';
@@ -137,7 +137,7 @@ export async function buildApp(dependencies: AppDependencies): Promise<FastifyIn
     routerOptions: { maxParamLength: MAX_PARAM_LENGTH },
     trustProxy: dependencies.trustedProxies.length === 0 ? false : [...dependencies.trustedProxies],
     rewriteUrl: routedUrl,
-    genReqId: (message) => leftOf(message)?.id ?? requestIdOf(message),
+    genReqId: (message) => arrivalOf(message)?.request.id ?? requestIdOf(message),
     requestIdHeader: false,
     // While it drains an instance still answers what it accepted; Fastify's own 503 would drop it.
     return503OnClosing: false,
@@ -146,12 +146,17 @@ export async function buildApp(dependencies: AppDependencies): Promise<FastifyIn
       : { https: { ...HTTP_OPTIONS, ...tls, handshakeTimeout: REQUEST_TIMEOUT_MS } }),
     clientErrorHandler: (error, socket) => refuseBytes(error, socket),
     frameworkErrors: (error, request, reply) => {
-      followed.follow(request, reply.raw, addressOf);
+      follow(request, reply);
       setCommonHeaders(request.id, reply);
       handleError(error, request, reply);
     },
   });
   const followed = followTraffic(app, { logger, observer: traffic });
+  const follow = (request: FastifyRequest, reply: FastifyReply) => {
+    const arrival = arrivalOf(request.raw) ?? followed.arrived(request, addressOf);
+    arrival.request = request;
+    followed.follow(arrival, reply.raw);
+  };
 
   app.setValidatorCompiler(validatorCompiler);
   app.setSerializerCompiler(serializerCompiler);
@@ -159,9 +164,7 @@ export async function buildApp(dependencies: AppDependencies): Promise<FastifyIn
   registerJsonBody(app);
   if (dependencies.tracing !== undefined) await app.register(dependencies.tracing);
   app.addHook('onRequest', (request, reply, done) => {
-    const left = leftOf(request.raw);
-    if (left === undefined) followed.follow(request, reply.raw, addressOf);
-    else left.followAs(request);
+    follow(request, reply);
     setCommonHeaders(request.id, reply);
     if (isClosing()) reply.header('connection', 'close');
     const badHost = faultOfHost(request.raw);

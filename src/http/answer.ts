@@ -30,5 +30,14 @@ export function writeAnswer(
   for (const part of headers) all.push(part);
   all.push('content-length', String(Buffer.byteLength(body)));
   response.writeHead(status, all);
-  response.end(body);
+  const { socket } = response;
+  if (body === '' || socket === null) {
+    response.end(body);
+    return;
+  }
+  // In one piece: `end` alone would add an empty one, and two make for a slower way to the kernel.
+  socket.cork();
+  response.write(body);
+  socket.uncork();
+  response.end();
 }

@@ -1,4 +1,5 @@
 import type { IncomingMessage, RequestListener, ServerResponse } from 'node:http';
+import type { Socket } from 'node:net';
 import type { Logger } from 'pino';
 import type { Caller } from '../domain/caller.ts';
 import type { Failure } from '../domain/errors.ts';
@@ -8,7 +9,7 @@ import type { Callers } from './callers.ts';
 import { faultOfHost } from './host.ts';
 import { faultOf, logFault } from './problem.ts';
 import { requestIdOf } from './request-id.ts';
-import type { Followed, Traffic } from './traffic.ts';
+import type { Arrival, Followed, Traffic } from './traffic.ts';
 
 /*
  * Most requests to the two hot routes are answered before Fastify sees them: its routing, hooks and sending take longer
@@ -48,12 +49,13 @@ export type FastRoute = (request: IncomingMessage) => PlainRequest | undefined;
 
 /** What was made of a request before it went to Fastify. */
 interface Left {
-  readonly id: string;
-  readonly followAs: ReturnType<Traffic['follow']>;
+  readonly arrival: Arrival;
   body: Buffer | undefined;
 }
 
 const LEFT = Symbol('what was made of a request before Fastify got it');
+/** On a connection: the one request whose body is not whole yet. */
+const READING = Symbol('the request whose body is being read');
 
 declare module 'node:http' {
   interface IncomingMessage {
@@ -61,9 +63,15 @@ declare module 'node:http' {
   }
 }
 
-/** What the fast path made of this request, where it began to answer it. */
-export function leftOf(request: IncomingMessage): Pick<Left, 'id' | 'followAs'> | undefined {
-  return request[LEFT];
+declare module 'node:net' {
+  interface Socket {
+    [READING]?: Arrival | null;
+  }
+}
+
+/** When this request came, where the fast path began to answer it and then left it to Fastify. */
+export function arrivalOf(request: IncomingMessage): Arrival | undefined {
+  return request[LEFT]?.arrival;
 }
 
 /** The body that was read of this request on the fast path, where it was: once. */
@@ -123,21 +131,31 @@ export function createFastPath(
     return plain.failed(failure, asked);
   }
 
-  /** With the whole body in hand, in a later turn than the head. */
   function settle(
-    asked: Asked,
+    { asked, arrival, plain }: { asked: Asked; arrival: Arrival; plain: PlainRequest },
     response: ServerResponse,
-    { plain, body, followAs }: { plain: PlainRequest; body: Buffer; followAs: Left['followAs'] },
+    body: Buffer | undefined,
   ): void {
     const answer = answerOf(asked, plain, body);
-    if (answer instanceof Promise) {
-      void answer.then((later) => writeAnswer(response, asked.id, later));
-    } else if (answer !== undefined) {
-      writeAnswer(response, asked.id, answer);
-    } else {
-      asked.raw[LEFT] = { id: asked.id, followAs, body };
+    if (answer === undefined) {
+      asked.raw[LEFT] = { arrival, body };
       fastify(asked.raw, response);
+    } else if (answer instanceof Promise) {
+      traffic.follow(arrival, response);
+      void answer.then((later) => writeAnswer(response, asked.id, later));
+    } else {
+      writeAnswer(response, asked.id, answer);
+      traffic.ended(arrival, answer.status);
     }
+  }
+
+  /** The request whose body is read on this connection ends with it. To follow each would cost each a listener. */
+  function watch(socket: Socket): void {
+    socket[READING] = null;
+    socket.once('close', () => {
+      const left = socket[READING];
+      if (left != null) traffic.ended(left, undefined);
+    });
   }
 
   return (request, response) => {
@@ -146,7 +164,6 @@ export function createFastPath(
       fastify(request, response);
       return;
     }
-    const began = performance.now();
     const { caller, routeOptions, bodyLength } = plain;
     const asked = {
       id: requestIdOf(request),
@@ -155,21 +172,18 @@ export function createFastPath(
       method: request.method ?? '',
       routeOptions,
     };
-    if (bodyLength > 0) {
-      const followAs = traffic.follow(asked, response, addressOfAsked);
-      readBody(request, bodyLength, (body) => settle(asked, response, { plain, body, followAs }));
+    const arrival = traffic.arrived(asked, addressOfAsked);
+    if (bodyLength === 0) {
+      settle({ asked, arrival, plain }, response, undefined);
       return;
     }
-    const answer = answerOf(asked, plain, undefined);
-    if (answer === undefined) {
-      fastify(request, response);
-    } else if (answer instanceof Promise) {
-      traffic.follow(asked, response, addressOfAsked);
-      void answer.then((later) => writeAnswer(response, asked.id, later));
-    } else {
-      writeAnswer(response, asked.id, answer);
-      traffic.answered(asked, { began, status: answer.status }, addressOfAsked);
-    }
+    const { socket } = request;
+    if (socket[READING] === undefined) watch(socket);
+    socket[READING] = arrival;
+    readBody(request, bodyLength, (body) => {
+      socket[READING] = null;
+      settle({ asked, arrival, plain }, response, body);
+    });
   };
 }
 

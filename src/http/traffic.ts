@@ -29,42 +29,36 @@ export type Followed = Pick<FastifyRequest, 'id' | 'method' | 'caller'> & {
   };
 };
 
+/** A request since it came. */
+export interface Arrival {
+  /** Whom the log's line is to speak of: Fastify's request, once it is Fastify's. */
+  request: Followed;
+  /** When it came, by `performance.now()`. */
+  readonly began: number;
+  /** Where its client is, if the log wants it: of a client that has left the socket no longer tells. */
+  readonly address: string;
+}
+
+/** Each request arrives once, and ends once: by itself, or with the response that it is followed to. */
 export interface Traffic {
-  /**
-   * Follows a request from now to the end of Node's response. `address` tells its client's, where the log wants it.
-   * Answers a way to name another request in its stead, which the line then speaks of.
-   */
-  follow<Request extends Followed>(
-    request: Request,
-    response: ServerResponse,
-    address: (request: Request) => string,
-  ): (instead: Followed) => void;
-  /**
-   * Tells of a request that was answered in the very turn that it came in. To follow it would cost a listener, and it
-   * cannot have left.
-   * @param began when it came, by `performance.now()`.
-   */
-  answered<Request extends Followed>(
-    request: Request,
-    ended: { readonly began: number; readonly status: number },
-    address: (request: Request) => string,
-  ): void;
+  /** @param addressOf tells where a request's client is. */
+  arrived<Request extends Followed>(request: Request, addressOf: (request: Request) => string): Arrival;
+  /** It ends with Node's response, which comes to its end whether it was sent or its client has left. */
+  follow(arrival: Arrival, response: ServerResponse): void;
+  /** It has ended, with this status; `undefined`: its client has left. A listener fewer than to follow it. */
+  ended(arrival: Arrival, status: number | undefined): void;
 }
 
 /**
- * Follows requests to their end, for the metrics and for the log's one line. Before any route is registered.
+ * Tells the metrics, and the log in one line, of requests as they end. Before any route is registered.
  *
- * The end is that of Node's response, which comes whether it was sent or its client has left: Fastify's `onResponse`
- * knows of no request whose client has left, and costs more.
+ * The end is that of Node's response: Fastify's `onResponse` knows of no request whose client has left, and costs more.
  */
 export function followTraffic(
   app: FastifyInstance,
   { logger, observer }: { logger: Logger; observer: TrafficObserver | undefined },
 ): Traffic {
   const isLogged = logger.isLevelEnabled('info');
-  if (!isLogged && observer === undefined) {
-    return { follow: () => () => undefined, answered: () => undefined };
-  }
   const unmatched = observer?.route(undefined);
   if (observer !== undefined) {
     app.addHook('onRoute', (route) => {
@@ -76,33 +70,27 @@ export function followTraffic(
       };
     });
   }
-  const observerOf = ({ routeOptions }: Followed) => routeOptions.config?.observer ?? unmatched;
-  const log = (request: Followed, end: { status: number | undefined; tookMs: number; address: string }) =>
-    logger.info(lineOf(request, end), end.status === undefined ? 'left' : 'answered');
+
+  function ended({ request, began, address }: Arrival, status: number | undefined): void {
+    const tookMs = performance.now() - began;
+    const observe = request.routeOptions.config?.observer ?? unmatched;
+    observe?.(status, tookMs);
+    if (!isLogged) return;
+    const line = lineOf(request, { status, tookMs, address });
+    logger.info(line, status === undefined ? 'left' : 'answered');
+  }
 
   return {
-    follow(request, response, addressOf) {
-      const began = performance.now();
-      const observe = observerOf(request);
-      // Now: of a client that has left the socket no longer tells.
-      const address = isLogged ? addressOf(request) : '';
-      let followed: Followed = request;
-      response.on('close', () => {
-        const tookMs = performance.now() - began;
-        const status = response.writableEnded ? response.statusCode : undefined;
-        observe?.(status, tookMs);
-        if (isLogged) log(followed, { status, tookMs, address });
-      });
-      return (instead) => {
-        followed = instead;
-      };
+    arrived: (request, addressOf) => ({
+      request,
+      began: performance.now(),
+      address: isLogged ? addressOf(request) : '',
+    }),
+    follow(arrival, response) {
+      if (!isLogged && observer === undefined) return;
+      response.on('close', () => ended(arrival, response.writableEnded ? response.statusCode : undefined));
     },
-
-    answered(request, { began, status }, addressOf) {
-      const tookMs = performance.now() - began;
-      observerOf(request)?.(status, tookMs);
-      if (isLogged) log(request, { status, tookMs, address: addressOf(request) });
-    },
+    ended,
   };
 }
 

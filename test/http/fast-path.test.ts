@@ -410,6 +410,18 @@ test('a client that leaves in the middle of its body is counted as such', async 
   await expect.poll(() => endedWith('/v1/introspect', 'left')).toBe(before + 1);
 });
 
+test('of two requests that came at once, each is counted, though the client leaves before the second is whole', async () => {
+  const ended = () => Promise.all(['200', 'left'].map((status) => endedWith('/v1/introspect', status)));
+  const [answered = 0, left = 0] = await ended();
+  const body = JSON.stringify({ key: keys.plain });
+  const head = `POST /v1/introspect HTTP/1.1\r\nHost: a\r\n${bearer(callers.plain)}\r\n${JSON_TYPE}\r\nContent-Length: ${body.length}\r\n\r\n`;
+  const socket = net.connect({ host: '127.0.0.1', port });
+  socket.write(`${head}${body}${head}${body.slice(1)}`);
+  await expect.poll(ended).toEqual([answered + 1, left]);
+  socket.destroy();
+  await expect.poll(ended).toEqual([answered + 1, left + 1]);
+});
+
 test('a body that comes in parts is answered when it is whole', async () => {
   const body = JSON.stringify({ key: keys.plain, scopes: ['read'] });
   const socket = net.connect({ host: '127.0.0.1', port, noDelay: true });
