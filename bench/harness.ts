@@ -210,6 +210,8 @@ export interface LoadResult {
   readonly maxUs: number;
 }
 
+/** Enough that an open stream hardly ever finds none of them free. */
+export const OPEN_CONNECTIONS = 64;
 const DEFAULT_SECONDS = 3;
 let files = 0;
 
@@ -335,9 +337,10 @@ export async function compareLatency(
   };
 }
 
-/** Requests a second that are half of what one core can answer: `cpuUs` is the CPU time of one, in microseconds. */
-export function halfOfSaturation(cpuUs: number): number {
-  return Math.floor(1e6 / cpuUs / 2);
+/** Half as many requests a second as are answered of this work when its connections ask as fast as they are answered. */
+export async function halfOfSaturation(bench: Bench, work: Load): Promise<number> {
+  const { answered, seconds } = await load(bench, work);
+  return Math.floor(answered / seconds / 2);
 }
 
 export function median(values: readonly number[]): number {

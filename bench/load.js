@@ -5,6 +5,7 @@
 import { readFileSync } from 'node:fs';
 import net from 'node:net';
 import { createHistogram } from 'node:perf_hooks';
+import { setTimeout as sleep } from 'node:timers/promises';
 
 const { streams, seconds } = JSON.parse(readFileSync(process.argv[2] ?? '', 'utf8'));
 const HEADER_END = Buffer.from('\r\n\r\n');
@@ -13,15 +14,19 @@ const LONGEST_US = 60_000_000;
 const GRACE_MS = 10_000;
 const LOOK_EVERY_MS = 500;
 
-const startedAt = performance.now();
-const endsAt = startedAt + seconds * 1000;
-const running = await Promise.all(streams.map(startStream));
-const results = await Promise.all(running.map(({ done }) => done));
+/** The kernel takes connections in before Node's server does, which many of them keep from its work for a while. */
+const SETTLE_MS = 300;
+
+const begins = await Promise.all(streams.map(prepareStream));
+await sleep(SETTLE_MS);
+const endsAt = performance.now() + seconds * 1000;
+const results = await Promise.all(begins.map((begin) => begin()));
 const { user, system } = process.cpuUsage();
 process.stdout.write(JSON.stringify({ streams: results, cpuMs: (user + system) / 1000 }));
 process.exit();
 
-async function startStream({
+/** Connects; answers what begins the stream, and resolves to its result. */
+async function prepareStream({
   url,
   headers = {},
   bodiesFile,
@@ -54,6 +59,8 @@ async function startStream({
     end = resolve;
   });
 
+  let begunAt = 0;
+  let nextAt = 0;
   let answeredAt = 0;
   let isGivenUp = false;
   const isOver = () => isGivenUp || (amount === undefined ? performance.now() >= endsAt : asked >= amount);
@@ -139,32 +146,45 @@ async function startStream({
   }
 
   const lines = await Promise.all(Array.from({ length: connections }, connect));
-  const begunAt = performance.now();
-  answeredAt = begunAt;
-  const looking = setInterval(() => {
-    const since = amount === undefined ? Math.max(endsAt, answeredAt) : answeredAt;
-    if (performance.now() - since < GRACE_MS) return;
-    clearInterval(looking);
-    isGivenUp = true;
-    errors += asked - answered - errors;
-    due.length = 0;
-    finish();
-  }, LOOK_EVERY_MS);
-  if (rate === undefined) {
-    for (const line of lines) proceed(line);
-    if (isAwake) stayAwake();
-    return { done };
+  return begin;
+
+  function begin() {
+    begunAt = performance.now();
+    answeredAt = begunAt;
+    giveUpInTheEnd();
+    if (rate === undefined) {
+      for (const line of lines) proceed(line);
+      if (isAwake) stayAwake();
+    } else {
+      free.push(...lines);
+      nextAt = begunAt;
+      pace();
+    }
+    return done;
+  }
+
+  function giveUpInTheEnd() {
+    const looking = setInterval(() => {
+      const since = amount === undefined ? Math.max(endsAt, answeredAt) : answeredAt;
+      if (performance.now() - since < GRACE_MS) return;
+      clearInterval(looking);
+      isGivenUp = true;
+      errors += asked - answered - errors;
+      due.length = 0;
+      finish();
+    }, LOOK_EVERY_MS);
   }
 
   function stayAwake() {
     if (!isOver()) setImmediate(stayAwake);
   }
 
-  free.push(...lines);
-  let nextAt = performance.now();
   /** Whether another request falls due, now or later. */
-  const isMore = () => (amount === undefined ? nextAt < endsAt : asked + due.length < amount);
-  const pace = () => {
+  function isMore() {
+    return amount === undefined ? nextAt < endsAt : asked + due.length < amount;
+  }
+
+  function pace() {
     const now = performance.now();
     while (nextAt <= now && isMore()) {
       const line = free.pop();
@@ -179,7 +199,5 @@ async function startStream({
       else setImmediate(pace);
     } else if (isOver()) finish();
     else if (amount === undefined) setTimeout(pace, endsAt - now);
-  };
-  pace();
-  return { done };
+  }
 }

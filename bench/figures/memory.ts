@@ -5,10 +5,10 @@ import { createInterface } from 'node:readline';
 import { z } from 'zod';
 import {
   type Bench,
-  cpuPerRequest,
   halfOfSaturation,
   KEY_SECRET,
   load,
+  OPEN_CONNECTIONS,
   SERVICE_SETTINGS,
 } from '../harness.ts';
 import type { Figure, Options } from '../run.ts';
@@ -50,17 +50,12 @@ export async function memory(bench: Bench, { cached }: Options): Promise<Figure[
     headers: { authorization: `Bearer ${first.token}` },
     bodies,
   };
-  await cpuPerRequest(bench, filled, { ...work, seconds: 3 });
-  const cpuUs = await cpuPerRequest(bench, filled, { ...work, seconds: 3 });
-  const rate = halfOfSaturation(cpuUs);
+  const open = { ...work, connections: OPEN_CONNECTIONS };
+  await load(bench, { ...open, seconds: 3 });
+  const rate = await halfOfSaturation(bench, { ...open, seconds: 3 });
   // The delays from here on are what counts.
   filled.child.kill('SIGUSR2');
-  const { succeeded, answered } = await load(bench, {
-    ...work,
-    rate,
-    connections: 64,
-    seconds: MEASURED_SECONDS,
-  });
+  const { succeeded, answered } = await load(bench, { ...open, rate, seconds: MEASURED_SECONDS });
   if (succeeded !== answered) throw new Error('not every key in memory was found');
   await filled.stop();
   const delay = z
