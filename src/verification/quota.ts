@@ -116,6 +116,12 @@ const ANSWER_WITHIN_MS = 3_000;
 const PROBE_EVERY_MS = 250;
 const OUTAGE_RETRY_SECONDS = 1;
 const ACCOUNTS_PER_STATEMENT = 1_000;
+/**
+ * Behind a statement for so many accounts the next begins no sooner than so long after it: what comes meanwhile goes with
+ * it. A statement costs this process and PostgreSQL as much as the uses of fifty keys.
+ */
+const CROWD = 8;
+const CROWD_EVERY_MS = 10;
 const MAX_WAITING = 100_000;
 const GOODBYE_MS = 1_500;
 
@@ -426,8 +432,15 @@ export function createQuota(options: QuotaOptions): Quota {
   async function run(): Promise<void> {
     while (queue.size > 0 && away === undefined) {
       const batch = nextBatch();
-      if (batch.length > 0) await exchange(batch);
+      if (batch.length === 0) continue;
+      const crowded = batch.length >= CROWD ? pause(CROWD_EVERY_MS) : undefined;
+      await exchange(batch);
+      await crowded;
     }
+  }
+
+  function pause(ms: number): Promise<void> {
+    return new Promise((resolve) => void clock.after(ms, resolve));
   }
 
   /** Those who have waited longest; each subject once, since a statement can change a row once. */
@@ -779,7 +792,7 @@ export function createQuota(options: QuotaOptions): Quota {
       draining = true;
       idleLook();
       for (const account of stocked) handInSoon(account);
-      const gone = new Promise<void>((resolve) => clock.after(GOODBYE_MS, resolve));
+      const gone = pause(GOODBYE_MS);
       while (running !== undefined) {
         const isGone = await Promise.race([running.then(() => false), gone.then(() => true)]);
         if (isGone) break;

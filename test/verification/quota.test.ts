@@ -43,14 +43,19 @@ const limitOf = (windowSeconds = LONG) =>
 
 function worldOf(
   limits: Limits,
-  { seed, instances = 4, faults = 0 }: { seed: number; instances?: number; faults?: number },
+  {
+    seed,
+    instances = 4,
+    faults = 0,
+    delayMs = 20,
+  }: { seed: number; instances?: number; faults?: number; delayMs?: number },
 ): World {
   const random = seededRandom(seed).fraction;
   const fate = (): Fate => {
     if (random() >= faults) return 'arrives';
     return (['never sent', 'answer lost', 'answer late'] as const)[Math.floor(random() * 3)] ?? 'arrives';
   };
-  return createWorld({ instances, limits, random, delayMs: 20, fate });
+  return createWorld({ instances, limits, random, delayMs, fate });
 }
 
 async function run(world: World, steps: readonly Step[]): Promise<void> {
@@ -341,3 +346,22 @@ test('a busy key costs at most two statements a second, also where all of its li
     expect(refused(world.outcomes)).toEqual([]);
   }
 }, 60_000);
+
+test('many keys at a time share statements, and a few wait for nothing', async () => {
+  const limits = { key: { limit: 100, window_seconds: LONG }, workspace: null };
+  /** A use of so many keys each 2 ms for a second, each key twice: to the first the database has no row. */
+  const statementsFor = async (keys: number) => {
+    const world = worldOf(limits, { seed: 1, instances: 1, delayMs: 1 });
+    for (let turn = 0; turn < 500; turn++) {
+      for (let key = 0; key < keys; key++)
+        world.use({ instance: 0, keyId: `key_${turn % 250}_${key}`, cost: 1 });
+      await world.pass(2);
+    }
+    const { statements } = world;
+    await world.pass(1_000);
+    expect(world.outcomes.filter(({ charge }) => charge?.admitted !== true)).toEqual([]);
+    return statements;
+  };
+  expect(await statementsFor(10)).toBeLessThanOrEqual(100);
+  expect(await statementsFor(1)).toBeGreaterThan(500);
+});
