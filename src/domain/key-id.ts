@@ -5,8 +5,12 @@ import { v7 as uuidv7 } from 'uuid';
 export type KeyId = string;
 
 const TYPE = 'key';
-const CROCKFORD = '0123456789abcdefghjkmnpqrstvwxyz';
-const HEX = '0123456789abcdef';
+/** The alphabet of TypeID, in its order of value: by the code of a character. */
+const VALUES = new Uint8Array(128);
+[...'0123456789abcdefghjkmnpqrstvwxyz'].forEach((character, value) => {
+  VALUES[character.charCodeAt(0)] = value;
+});
+const uuidBytes = Buffer.alloc(16);
 
 /** The one spelling of a key id: lower-case Crockford base32 of 128 bits. */
 export const KEY_ID_PATTERN = /^key_[0-7][0-9a-hjkmnp-tv-z]{25}$/;
@@ -28,17 +32,18 @@ export function keyIdFromUuid(uuid: string): KeyId {
  */
 export function keyIdToUuid(id: KeyId): string {
   if (!KEY_ID_PATTERN.test(id)) throw new TypeError('this is not the id of a key');
-  let hex = '';
   let rest = 0;
   let bits = -2; // 26 characters of 5 bits are two more than 128, which the first one does not use.
+  let at = 0;
   for (let index = TYPE.length + 1; index < id.length; index++) {
-    rest = (rest << 5) | CROCKFORD.indexOf(id.charAt(index));
-    for (bits += 5; bits >= 4; ) {
-      bits -= 4;
-      hex += HEX.charAt(rest >> bits);
-      rest &= (1 << bits) - 1;
-    }
+    rest = (rest << 5) | (VALUES[id.charCodeAt(index)] ?? 0);
+    bits += 5;
+    if (bits < 8) continue;
+    bits -= 8;
+    uuidBytes[at++] = rest >> bits;
+    rest &= (1 << bits) - 1;
   }
+  const hex = uuidBytes.toString('hex');
   return `${hex.slice(0, 8)}-${hex.slice(8, 12)}-${hex.slice(12, 16)}-${hex.slice(16, 20)}-${hex.slice(20)}`;
 }
 
