@@ -118,7 +118,7 @@ const OUTAGE_RETRY_SECONDS = 1;
 const ACCOUNTS_PER_STATEMENT = 1_000;
 /**
  * Behind a statement for so many accounts the next begins no sooner than so long after it: what comes meanwhile goes with
- * it. A statement costs this process and PostgreSQL as much as the uses of fifty keys.
+ * it. In a rush statements would cost this process and PostgreSQL more than the few uses that each carries.
  */
 const CROWD = 8;
 const CROWD_EVERY_MS = 10;
