@@ -5,12 +5,24 @@ import { v7 as uuidv7 } from 'uuid';
 export type KeyId = string;
 
 const TYPE = 'key';
+const PREFIX = `${TYPE}_`;
+const SUFFIX_LENGTH = 26;
 /** The alphabet of TypeID, in its order of value: by the code of a character. */
-const VALUES = new Uint8Array(128);
-[...'0123456789abcdefghjkmnpqrstvwxyz'].forEach((character, value) => {
+const ALPHABET = '0123456789abcdefghjkmnpqrstvwxyz';
+const NO_VALUE = 0xff;
+const VALUES = new Uint8Array(128).fill(NO_VALUE);
+[...ALPHABET].forEach((character, value) => {
   VALUES[character.charCodeAt(0)] = value;
 });
+/** The first of 26 characters of 5 bits has two bits more than 128 need. */
+const FIRST_BITS = 3;
+const HEX = Buffer.from('0123456789abcdef');
+const DASH = 0x2d;
+/** Where ids are read and UUIDs are written, since neither ever yields to another. */
 const uuidBytes = Buffer.alloc(16);
+const uuidText = Buffer.alloc(36, DASH);
+/** Where the two digits of each byte stand: past the dashes before them. */
+const HEX_AT = [0, 2, 4, 6, 9, 11, 14, 16, 19, 21, 24, 26, 28, 30, 32, 34];
 
 /** The one spelling of a key id: lower-case Crockford base32 of 128 bits. */
 export const KEY_ID_PATTERN = /^key_[0-7][0-9a-hjkmnp-tv-z]{25}$/;
@@ -26,33 +38,48 @@ export function keyIdFromUuid(uuid: string): KeyId {
 
 /**
  * Any 128 bits, as PostgreSQL's `uuid` takes them: typeid-js's own `toUUID` throws where they have no UUID version. By
- * hand, since each key that is used has its id converted once a second: a tenth of what it takes by way of typeid-js.
+ * hand, since each key that is used has its id converted about once a second: a tenth of what typeid-js takes.
  *
  * @throws TypeError for what is no key id.
  */
 export function keyIdToUuid(id: KeyId): string {
-  if (!KEY_ID_PATTERN.test(id)) throw new TypeError('this is not the id of a key');
-  let rest = 0;
-  let bits = -2; // 26 characters of 5 bits are two more than 128, which the first one does not use.
-  let at = 0;
-  for (let index = TYPE.length + 1; index < id.length; index++) {
-    rest = (rest << 5) | (VALUES[id.charCodeAt(index)] ?? 0);
-    bits += 5;
-    if (bits < 8) continue;
-    bits -= 8;
-    uuidBytes[at++] = rest >> bits;
-    rest &= (1 << bits) - 1;
+  readBytes(id);
+  for (let index = 0; index < uuidBytes.length; index++) {
+    const byte = uuidBytes[index] ?? 0;
+    const at = HEX_AT[index] ?? 0;
+    uuidText[at] = HEX[byte >> 4] ?? 0;
+    uuidText[at + 1] = HEX[byte & 0xf] ?? 0;
   }
-  const hex = uuidBytes.toString('hex');
-  return `${hex.slice(0, 8)}-${hex.slice(8, 12)}-${hex.slice(12, 16)}-${hex.slice(16, 20)}-${hex.slice(20)}`;
+  return uuidText.toString('latin1');
 }
 
 export function keyIdFromBytes(bytes: Uint8Array): KeyId {
   return TypeID.fromUUIDBytes(TYPE, bytes).toString();
 }
 
+/** @throws TypeError for what is no key id. */
 export function keyIdToBytes(id: KeyId): Uint8Array {
-  return TypeID.fromString(id, TYPE).toUUIDBytes();
+  readBytes(id);
+  return Uint8Array.from(uuidBytes);
+}
+
+/** Reads an id into `uuidBytes`. */
+function readBytes(id: KeyId): void {
+  let isId = id.length === PREFIX.length + SUFFIX_LENGTH && id.startsWith(PREFIX);
+  let rest = 0;
+  let bits = FIRST_BITS - 5;
+  let at = 0;
+  for (let index = PREFIX.length; index < id.length && isId; index++) {
+    const value = VALUES[id.charCodeAt(index)] ?? NO_VALUE;
+    isId = value < 1 << (index === PREFIX.length ? FIRST_BITS : 5);
+    rest = (rest << 5) | value;
+    bits += 5;
+    if (bits < 8) continue;
+    bits -= 8;
+    uuidBytes[at++] = rest >> bits;
+    rest &= (1 << bits) - 1;
+  }
+  if (!isId) throw new TypeError('this is not the id of a key');
 }
 
 /**

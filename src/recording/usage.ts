@@ -14,9 +14,9 @@ import {
   beginFlush,
   forgetOldRecorders,
   forgetRecorder,
-  type KeyUse,
+  type NotedUse,
   noteUses,
-  type UsageCount,
+  type UsageCounts,
 } from '../storage/usage.ts';
 import { UNOBSERVED_RECORDING, type UsageObserver } from './observer.ts';
 import type { Keeper } from './recorder.ts';
@@ -25,11 +25,12 @@ import type { Keeper } from './recorder.ts';
  * How often keys were used, with what outcome, and when last (docs/watching.md).
  *
  * A tally is what one key came to within one hour since it was last written. Tallies gather in memory; a flush takes
- * them out, a batch at a time. A batch has a number and is written in one transaction, which says so:
+ * all of them out, and writes them a batch at a time. A batch has a number and is written in one transaction, which
+ * says so:
  *
- *   gathering ── taken ──> in flight ── committed ──> gone
- *                             │  ^
- *                             └──┘ failed, or its answer was lost: the same batch under the same number again
+ *   gathering ──> taken ──> in flight ── committed ──> gone
+ *                              │  ^
+ *                              └──┘ failed, or its answer was lost: the same batch under the same number again
  *
  * At most one batch is in flight. The transaction of a number that was committed before writes nothing, so that each
  * count is written exactly once, however often its batch is sent. What happens meanwhile is added to the tallies
@@ -76,9 +77,12 @@ const INDEX_OF = Object.fromEntries(OUTCOMES.map((outcome, index) => [outcome, i
   number
 >;
 
+const NO_COUNTS = OUTCOMES.map(() => 0);
+
 interface Tally {
   readonly keyId: KeyId;
   readonly workspaceId: string;
+  readonly hour: number;
   /** By the index of the outcome. */
   readonly counts: number[];
   /** Database time of the last success; 0: none. */
@@ -89,26 +93,28 @@ interface Tally {
 
 interface Batch {
   readonly sequence: number;
-  readonly tallies: number;
-  readonly counts: readonly UsageCount[];
-  readonly uses: ReadonlyMap<KeyId, KeyUse>;
+  readonly tallies: readonly Tally[];
+  readonly counts: readonly UsageCounts[];
+  readonly uses: readonly NotedUse[];
 }
 
 /** Counts introspections, and notes last uses. */
 export function createUsageKeeper(options: UsageOptions): UsageKeeper {
   const { database, observer = UNOBSERVED_RECORDING, report, growth, maxTallies = MAX_TALLIES } = options;
   const recorder = randomUUID();
-  /** By the hour, then by key. */
+  /** Those that gather, by the hour, then by key. */
   const hours = new Map<number, Map<KeyId, Tally>>();
   let currentHour = Number.NaN;
   let current = new Map<KeyId, Tally>();
   let gathering = 0;
-  /** Since when tallies gather, and since when those in flight did; monotonic. */
-  let gatheringSince: number | undefined;
-  let inFlightSince: number | undefined;
-  const callers = new Map<KeyId, KeyUse>();
+  /** Those that are being written, but for the batch in flight. */
+  let taken: Tally[] = [];
+  const callers = new Map<KeyId, NotedUse>();
   let inFlight: Batch | undefined;
   let sequence = 0;
+  /** Since when tallies gather, and since when those that are being written did; monotonic. */
+  let gatheringSince: number | undefined;
+  let takenSince: number | undefined;
   let timer: NodeJS.Timeout | undefined;
   let flushing: Promise<boolean> | undefined;
   let failing = false;
@@ -117,14 +123,15 @@ export function createUsageKeeper(options: UsageOptions): UsageKeeper {
 
   /** The tally of a key for the current hour; `undefined` where there is no more room. */
   function openTally(key: Key): Tally | undefined {
-    if (gathering >= maxTallies) {
+    if (pending() >= maxTallies) {
       observer.usageDropped(1);
       return undefined;
     }
     const tally: Tally = {
       keyId: key.id,
       workspaceId: key.workspaceId,
-      counts: OUTCOMES.map(() => 0),
+      hour: currentHour,
+      counts: NO_COUNTS.slice(),
       usedAt: 0,
       usedIp: null,
     };
@@ -153,7 +160,8 @@ export function createUsageKeeper(options: UsageOptions): UsageKeeper {
     }, inMs);
   }
 
-  const isPending = () => gathering > 0 || callers.size > 0 || inFlight !== undefined;
+  const pending = () => gathering + taken.length + (inFlight?.tallies.length ?? 0);
+  const isPending = () => pending() > 0 || callers.size > 0 || inFlight !== undefined;
 
   /** Writes what there is at this time; answers whether it did. One flush at a time. */
   function flush(): Promise<boolean> {
@@ -165,48 +173,43 @@ export function createUsageKeeper(options: UsageOptions): UsageKeeper {
 
   async function writeAll(): Promise<boolean> {
     // What comes in meanwhile waits for its own flush, or this one might never end.
-    let tallies = gathering;
+    if (taken.length === 0) takeAll();
     try {
       do {
-        inFlight ??= takeBatch(tallies);
-        tallies -= inFlight.tallies;
+        inFlight ??= takeBatch();
         await write(inFlight);
         inFlight = undefined;
-        inFlightSince = undefined;
-      } while (tallies > 0);
+      } while (taken.length > 0);
     } catch (cause) {
       observer.usageFlushFailed();
       if (!failing) report({ message: 'usage could not be written; it is kept and tried again', cause });
       failing = true;
       return false;
     }
+    takenSince = undefined;
     if (failing) report({ message: 'usage is written again' });
     failing = false;
     return true;
   }
 
-  function takeBatch(limit: number): Batch {
-    const counts: UsageCount[] = [];
-    const uses = new Map(callers);
+  function takeAll(): void {
+    taken = [...hours.values()].flatMap((ofHour) => [...ofHour.values()]);
+    takenSince ??= gatheringSince;
+    hours.clear();
+    currentHour = Number.NaN;
+    gathering = 0;
+    gatheringSince = undefined;
+  }
+
+  function takeBatch(): Batch {
+    const tallies = taken.splice(0, BATCH_TALLIES);
+    const uses = [...callers.values()];
     callers.clear();
-    let tallies = 0;
-    for (const [hour, ofHour] of hours) {
-      for (const tally of ofHour.values()) {
-        if (tallies >= Math.min(limit, BATCH_TALLIES)) break;
-        tallies++;
-        ofHour.delete(tally.keyId);
-        addCounts(counts, tally, hour * HOUR_MS);
-        if (tally.usedAt > (uses.get(tally.keyId)?.at ?? 0)) {
-          uses.set(tally.keyId, { at: tally.usedAt, ip: addressOf(tally.usedIp) });
-        }
-      }
-      if (ofHour.size === 0 && ofHour !== current) hours.delete(hour);
+    for (const { keyId, usedAt, usedIp } of tallies) {
+      if (usedAt > 0) uses.push({ keyId, at: usedAt, ip: addressOf(usedIp) });
     }
-    gathering -= tallies;
-    inFlightSince = gatheringSince;
-    if (gathering === 0) gatheringSince = undefined;
     sequence += 1;
-    return { sequence, tallies, counts, uses };
+    return { sequence, tallies, counts: countsOf(tallies), uses };
   }
 
   async function write(batch: Batch): Promise<void> {
@@ -217,7 +220,7 @@ export function createUsageKeeper(options: UsageOptions): UsageKeeper {
       if (growth !== undefined) await noteGrowths(executor, busy, growth);
       await noteUses(executor, batch.uses);
     });
-    observer.usageFlushed({ keys: batch.tallies, tookMs: performance.now() - startedAt });
+    observer.usageFlushed({ keys: batch.tallies.length, tookMs: performance.now() - startedAt });
     if (startedAt - lastForgotten < FORGET_EVERY_MS) return;
     lastForgotten = startedAt;
     // Nobody waits for it, and the next hour brings another.
@@ -253,7 +256,7 @@ export function createUsageKeeper(options: UsageOptions): UsageKeeper {
     called(caller, address) {
       // Once a flush: a service key is used with each request there is.
       if (callers.has(caller.keyId) || callers.size >= MAX_CALLERS) return;
-      callers.set(caller.keyId, { at: caller.now, ip: addressOf(address()) });
+      callers.set(caller.keyId, { keyId: caller.keyId, at: caller.now, ip: addressOf(address()) });
       schedule(FLUSH_EVERY_MS);
     },
 
@@ -270,10 +273,10 @@ export function createUsageKeeper(options: UsageOptions): UsageKeeper {
         })),
       ),
 
-    pending: () => gathering + (inFlight?.tallies ?? 0),
+    pending,
 
     lagMs() {
-      const since = inFlightSince ?? gatheringSince;
+      const since = takenSince ?? gatheringSince;
       return since === undefined ? 0 : performance.now() - since;
     },
 
@@ -296,27 +299,36 @@ export function createUsageKeeper(options: UsageOptions): UsageKeeper {
   };
 
   function countPending(): number {
+    const gathered = [...hours.values()].flatMap((ofHour) => [...ofHour.values()]);
     let introspections = 0;
-    for (const { count } of inFlight?.counts ?? []) introspections += count;
-    for (const ofHour of hours.values()) {
-      for (const { counts } of ofHour.values()) {
-        for (const count of counts) introspections += count;
-      }
+    for (const { counts } of [...(inFlight?.tallies ?? []), ...taken, ...gathered]) {
+      for (const count of counts) introspections += count;
     }
     return introspections;
   }
 }
 
-function addCounts(
-  counts: UsageCount[],
-  { keyId, workspaceId, counts: byIndex }: Tally,
-  hourMs: number,
-): void {
-  for (let index = 0; index < byIndex.length; index++) {
-    const count = byIndex[index] ?? 0;
-    const code = OUTCOMES[index];
-    if (count > 0 && code !== undefined) counts.push({ workspaceId, keyId, hourMs, code, count });
+/** Puts together what is of the same workspace, hour and outcome. */
+function countsOf(tallies: readonly Tally[]): UsageCounts[] {
+  const groups = new Map<string, (UsageCounts & { keyIds: KeyId[]; counts: number[] })[]>();
+  for (const { keyId, workspaceId, hour, counts } of tallies) {
+    const ofWorkspace = groups.get(workspaceId) ?? [];
+    if (ofWorkspace.length === 0) groups.set(workspaceId, ofWorkspace);
+    for (let index = 0; index < counts.length; index++) {
+      const count = counts[index] ?? 0;
+      const code = OUTCOMES[index];
+      if (count === 0 || code === undefined) continue;
+      const hourMs = hour * HOUR_MS;
+      let group = ofWorkspace.find((known) => known.code === code && known.hourMs === hourMs);
+      if (group === undefined) {
+        group = { workspaceId, hourMs, code, keyIds: [], counts: [] };
+        ofWorkspace.push(group);
+      }
+      group.keyIds.push(keyId);
+      group.counts.push(count);
+    }
   }
+  return [...groups.values()].flat();
 }
 
 /** The address in its one spelling; `null` for what is none. */

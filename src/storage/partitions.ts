@@ -21,6 +21,8 @@ export interface PartitionedTable {
   /** How many periods before this one, and after it, have a partition. */
   readonly behind: number;
   readonly ahead: number;
+  /** Percent of a page that inserts fill; default: all. What is left takes new versions of its rows. */
+  readonly fillfactor?: number;
   /** Its partitions refuse TRUNCATE; what refuses UPDATE and DELETE is a trigger of rows, which they inherit. */
   readonly appendOnly?: true;
 }
@@ -49,6 +51,8 @@ export const PARTITIONED_TABLES = {
     period: 'month',
     behind: 0,
     ahead: 3,
+    // The counts of an hour are written again and again: on the same page that takes a third less time.
+    fillfactor: 50,
   },
   // The month before too: reports may be a week old.
   usage_durations: {
@@ -184,7 +188,7 @@ async function attachPartition(
   const partition = sql.raw(`${SCHEMA}.${name}`);
   const parent = sql.raw(`public.${table.name}`);
   await executor.execute(
-    sql`CREATE TABLE ${partition} (LIKE ${parent} INCLUDING DEFAULTS INCLUDING CONSTRAINTS INCLUDING GENERATED INCLUDING STORAGE)`,
+    sql`CREATE TABLE ${partition} (LIKE ${parent} INCLUDING DEFAULTS INCLUDING CONSTRAINTS INCLUDING GENERATED INCLUDING STORAGE) ${storageOf(table)}`,
   );
   await executor.execute(
     sql`ALTER TABLE ${parent} ATTACH PARTITION ${partition} FOR VALUES FROM (${boundAt(table, from)}) TO (${boundAt(table, to)})`,
@@ -196,9 +200,14 @@ async function attachPartition(
 async function makeCatchAll(executor: Executor, table: PartitionedTable): Promise<void> {
   const name = `${table.name}_default`;
   await executor.execute(
-    sql`CREATE TABLE ${sql.raw(`${SCHEMA}.${name}`)} PARTITION OF ${sql.raw(`public.${table.name}`)} DEFAULT`,
+    sql`CREATE TABLE ${sql.raw(`${SCHEMA}.${name}`)} PARTITION OF ${sql.raw(`public.${table.name}`)} DEFAULT ${storageOf(table)}`,
   );
   await refuseTruncate(executor, table, name);
+}
+
+/** Of each partition, since a partitioned table has no storage of its own. */
+function storageOf({ fillfactor = 100 }: PartitionedTable) {
+  return sql.raw(`WITH (fillfactor = ${fillfactor})`);
 }
 
 /** A trigger of statements, which partitions do not inherit. */

@@ -182,7 +182,13 @@ describe('a batch is counted once', () => {
     const fixture = await openKeeper();
     const batch = { recorder: '019b76da-a800-7000-8000-00000000000a', sequence: 1 };
     const counts = [
-      { workspaceId: 'ws_acme', keyId: keyOf(1).key.id, hourMs: NOW - HOUR_MS / 2, code: 'active', count: 5 },
+      {
+        workspaceId: 'ws_acme',
+        hourMs: NOW - HOUR_MS / 2,
+        code: 'active',
+        keyIds: [keyOf(1).key.id],
+        counts: [5],
+      },
     ];
     const write = (until: Promise<void>) =>
       fixture.database.transaction(async (executor) => {
@@ -296,6 +302,7 @@ describe('the last use', () => {
     fixture.keeper.introspected(active(first, NOW + 1), { ip: '203.0.113.1' }, ASKING);
     fixture.keeper.introspected(refused(first, NOW + 3), { ip: '203.0.113.2' }, ASKING);
     fixture.keeper.introspected(active(second, NOW), { ip: 'ck_live_no_address' }, ASKING);
+    fixture.keeper.introspected(active(second, NOW - HOUR_MS), { ip: '203.0.113.4' }, ASKING);
     fixture.keeper.introspected(refused(third), { ip: '203.0.113.3' }, ASKING);
     await fixture.keeper.close(5_000);
     const uses = await fixture.database.read((executor) =>

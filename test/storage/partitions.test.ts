@@ -92,6 +92,20 @@ describe('upkeep makes partitions ahead', () => {
     expect(await placesOf(test)).toEqual(['audit_events_203105', 'audit_events_203106']);
   });
 
+  test('with room on the pages of usage for the next versions of its rows', async () => {
+    const test = await databaseOfTest();
+    await openDatabase(test.url).transaction(async (executor) => {
+      await beginUpkeep(executor);
+      return makePartitions(executor, PARTITIONED_TABLES.usage, NOW);
+    });
+    const rooms = await test.query<{ reloptions: string[] }>(
+      `SELECT c.reloptions FROM pg_inherits JOIN pg_class c ON c.oid = inhrelid
+       WHERE inhparent = 'usage'::regclass`,
+    );
+    expect(rooms.length).toBeGreaterThan(4);
+    for (const { reloptions } of rooms) expect(reloptions).toEqual(['fillfactor=50']);
+  });
+
   test('by one instance at a time: another one leaves it alone', async () => {
     const database = openDatabase((await databaseOfTest()).url);
     await database.transaction(async (first) => {

@@ -121,7 +121,7 @@ describe('a signal of the rule', () => {
     test('is a key that was not used for so many whole days, from a midnight on', async () => {
       const id = await makeKey(TODAY - 200 * DAY_MS);
       const usedAt = TODAY - 91 * DAY_MS + 5 * HOUR_MS;
-      await database.read((executor) => noteUses(executor, new Map([[id, { at: usedAt, ip: null }]])));
+      await database.read((executor) => noteUses(executor, [{ keyId: id, at: usedAt, ip: null }]));
       expect(await keysOf('unused', { nowMs: TODAY - 1 })).toEqual([]);
       const [signal] = await signals({ rules: ['unused'], nowMs: TODAY });
       expect(signal).toMatchObject({
@@ -142,7 +142,7 @@ describe('a signal of the rule', () => {
     test('is none that is used again, were it by an instance of a former release', async () => {
       const [first, second] = [await makeKey(TODAY - 200 * DAY_MS), await makeKey(TODAY - 201 * DAY_MS)];
       expect(await keysOf('unused')).toEqual([first, second]);
-      await database.read((executor) => noteUses(executor, new Map([[first, { at: NOW, ip: null }]])));
+      await database.read((executor) => noteUses(executor, [{ keyId: first, at: NOW, ip: null }]));
       await testDatabase.query('UPDATE key_uses SET idle_since = $2, last_used = $2 WHERE key_id = $1', [
         keyIdToUuid(second),
         new Date(NOW),
@@ -221,10 +221,10 @@ describe('a signal of the rule', () => {
     async function requests(id: KeyId, hourMs: number, counts: Record<string, number>): Promise<void> {
       const added = Object.entries(counts).map(([code, count]) => ({
         workspaceId: 'ws_acme',
-        keyId: id,
         hourMs,
         code,
-        count,
+        keyIds: [id],
+        counts: [count],
       }));
       await database.read((executor) => addUsage(executor, added));
     }
