@@ -192,8 +192,10 @@ export function createUsageKeeper(options: UsageOptions): UsageKeeper {
     return true;
   }
 
+  const gathered = () => [...hours.values()].flatMap((ofHour) => [...ofHour.values()]);
+
   function takeAll(): void {
-    taken = [...hours.values()].flatMap((ofHour) => [...ofHour.values()]);
+    taken = gathered();
     takenSince ??= gatheringSince;
     hours.clear();
     currentHour = Number.NaN;
@@ -299,9 +301,8 @@ export function createUsageKeeper(options: UsageOptions): UsageKeeper {
   };
 
   function countPending(): number {
-    const gathered = [...hours.values()].flatMap((ofHour) => [...ofHour.values()]);
     let introspections = 0;
-    for (const { counts } of [...(inFlight?.tallies ?? []), ...taken, ...gathered]) {
+    for (const { counts } of [...(inFlight?.tallies ?? []), ...taken, ...gathered()]) {
       for (const count of counts) introspections += count;
     }
     return introspections;
