@@ -1,6 +1,6 @@
-import { hash, timingSafeEqual } from 'node:crypto';
+import { hash } from 'node:crypto';
 import { crc32 } from 'node:zlib';
-import { decodeBase62, decodeNumber, encodeBase62, randomBase62 } from './base62.ts';
+import { decodeBase62, decodeNumber, decodeWords, encodeBase62, randomBase62 } from './base62.ts';
 import { type KeyId, keyIdFromBytes, keyIdToBytes } from './key-id.ts';
 
 /*
@@ -58,23 +58,24 @@ export function createTokenMint(
   randomBytes: (size: number) => Uint8Array,
 ): TokenMint {
   const taggers = mintKeys.map(createTagger);
-  const [tagOf] = taggers as [Tagger, ...Tagger[]];
+  const [newest] = taggers as [Tagger, ...Tagger[]];
   return {
     mint({ prefix, environment, id }) {
       const secret = randomBase62(SECRET_LENGTH, randomBytes);
       const untagged = `${prefix}_${environment}_${idPartOfKey(id)}${secret}`;
-      const unchecked = untagged + encodeBase62(tagOf(untagged), TAG_LENGTH);
+      const unchecked = untagged + encodeBase62(newest.tagOf(untagged), TAG_LENGTH);
       return unchecked + checksumOf(unchecked);
     },
 
     identify(token) {
-      if (token.length > MAX_TOKEN_LENGTH || !TOKEN_PATTERN.test(token)) return undefined;
+      if (token.length < MIN_TOKEN_LENGTH || token.length > MAX_TOKEN_LENGTH) return undefined;
       const unchecked = token.slice(0, -CHECKSUM_LENGTH);
       if (crc32(unchecked) !== decodeNumber(token.slice(-CHECKSUM_LENGTH))) return undefined;
       const untagged = unchecked.slice(0, -TAG_LENGTH);
-      const tag = decodeBase62(unchecked.slice(-TAG_LENGTH), TAG_BYTES);
-      if (tag === undefined || !taggers.some((tagged) => timingSafeEqual(tagged(untagged), tag)))
-        return undefined;
+      const tag = unchecked.slice(-TAG_LENGTH);
+      if (!taggers.some((tagger) => tagger.isTag(tag, untagged))) return undefined;
+      // Last, since a string that was made up costs less so.
+      if (!TOKEN_PATTERN.test(token)) return undefined;
       const id = decodeBase62(untagged.slice(-SECRET_LENGTH - ID_LENGTH, -SECRET_LENGTH), ID_BYTES);
       return id && keyIdFromBytes(id);
     },
@@ -96,11 +97,17 @@ export function hintOf(prefix: string, lastCharacters: string): string {
   return `${prefix}…${lastCharacters}`;
 }
 
-/** The tag of a text; the bytes are good until the next call. */
-type Tagger = (untagged: string) => Uint8Array;
+/** Tags with one mint key. */
+interface Tagger {
+  /** The tag of a text, big-endian. */
+  tagOf(untagged: string): Uint8Array;
+  /** Whether this, in base62, is the tag of a text. Takes as long for every wrong tag. */
+  isTag(tag: string, untagged: string): boolean;
+}
 
 const BLOCK_BYTES = 64;
 const HASH_BYTES = 32;
+const TAG_WORDS = TAG_BYTES / 4;
 
 /**
  * HMAC-SHA-256 (RFC 2104) by its definition, H(key ⊕ opad ‖ H(key ⊕ ipad ‖ text)), cut to the tag's length. A flood of
@@ -114,14 +121,42 @@ function createTagger(mintKey: Uint8Array): Tagger {
     inner[index] = byte ^ 0x36;
     outer[index] = byte ^ 0x5c;
   });
-  const tag = Buffer.alloc(TAG_BYTES);
-  // `binary` is Latin-1, a character for each byte: the cheapest way out of `hash`.
-  return (untagged) => {
-    const end = BLOCK_BYTES + inner.write(untagged, BLOCK_BYTES, 'latin1');
-    outer.write(hash('sha256', inner.subarray(0, end), 'binary'), BLOCK_BYTES, 'latin1');
-    tag.write(hash('sha256', outer, 'binary'), 0, TAG_BYTES, 'latin1');
-    return tag;
+  /** `inner` up to the end of a text of each length: to make one anew takes a third of what a hash does. */
+  const inners: Uint8Array[] = [];
+  const shown = new Uint32Array(TAG_WORDS);
+
+  /** A character for each byte: the cheapest way out of `hash`, which it calls `binary`. */
+  function macOf(untagged: string): string {
+    const { length } = untagged;
+    inner.write(untagged, BLOCK_BYTES, 'latin1');
+    inners[length] ??= inner.subarray(0, BLOCK_BYTES + length);
+    outer.write(hash('sha256', inners[length], 'binary'), BLOCK_BYTES, 'latin1');
+    return hash('sha256', outer, 'binary');
+  }
+
+  return {
+    tagOf: (untagged) => Buffer.from(macOf(untagged), 'latin1').subarray(0, TAG_BYTES),
+
+    isTag(tag, untagged) {
+      if (!decodeWords(tag, shown)) return false;
+      const mac = macOf(untagged);
+      // All words are compared, whatever the first ones are: the time tells nothing of where they differ.
+      let difference = 0;
+      for (let index = 0; index < TAG_WORDS; index++) difference |= wordAt(mac, index) ^ (shown[index] ?? 0);
+      return difference === 0;
+    },
   };
+}
+
+/** Four bytes of a text that has a character for each, as a signed number. */
+function wordAt(text: string, index: number): number {
+  const at = index * 4;
+  return (
+    (text.charCodeAt(at) << 24) |
+    (text.charCodeAt(at + 1) << 16) |
+    (text.charCodeAt(at + 2) << 8) |
+    text.charCodeAt(at + 3)
+  );
 }
 
 function checksumOf(unchecked: string): string {

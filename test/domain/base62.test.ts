@@ -1,7 +1,7 @@
 import { randomBytes } from 'node:crypto';
 import fc from 'fast-check';
 import { describe, expect, test } from 'vitest';
-import { decodeBase62, encodeBase62, randomBase62 } from '../../src/domain/base62.ts';
+import { decodeBase62, decodeWords, encodeBase62, randomBase62 } from '../../src/domain/base62.ts';
 
 const ALPHABET = '0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz';
 
@@ -49,10 +49,31 @@ describe('base62', () => {
     expect(decodeBase62('z'.repeat(22), 16)).toBeUndefined();
   });
 
+  test('reads two words as arithmetic does, from none to more than they hold', () => {
+    const words = new Uint32Array(2);
+    const mostOf = (length: number) => 62n ** BigInt(length) - 1n;
+    const lengths = fc.integer({ min: 0, max: 14 });
+    fc.assert(
+      fc.property(
+        lengths.chain((length) => fc.tuple(fc.constant(length), fc.bigInt({ min: 0n, max: mostOf(length) }))),
+        ([length, value]) => {
+          expect(decodeWords(base62(value, length), words)).toBe(value < 2n ** 64n);
+          if (value < 2n ** 64n)
+            expect([...words]).toEqual([Number(value >> 32n), Number(value % 2n ** 32n)]);
+        },
+      ),
+    );
+    expect(decodeWords(base62(2n ** 64n - 1n, 11), words)).toBe(true);
+    expect([...words]).toEqual([0xffff_ffff, 0xffff_ffff]);
+    expect(decodeWords(base62(2n ** 64n, 11), words)).toBe(false);
+    expect(decodeWords('z'.repeat(14), words)).toBe(false);
+  });
+
   test.each(['-', '_', ' ', '+', '/', '@', '[', '`', '{', 'é', '\u0130', '\uffff'])(
     'does not read %j',
     (character) => {
       expect(decodeBase62(`00000${character}`, 4)).toBeUndefined();
+      expect(decodeWords(`00000${character}`, new Uint32Array(2))).toBe(false);
     },
   );
 

@@ -256,6 +256,15 @@ describe('a string that is not exactly a token of ours is refused', () => {
     expect(mint.identify(unchecked + checksum(unchecked))).toBeUndefined();
   });
 
+  test('with a character beyond Latin-1 that ends in the right byte, though its checksum holds', () => {
+    const token = mint.mint({ prefix: 'ck', environment: 'live', id: ID });
+    for (let at = 0; at < token.length - 6; at++) {
+      const beyond = String.fromCharCode(token.charCodeAt(at) + 0x100);
+      const unchecked = token.slice(0, at) + beyond + token.slice(at + 1, -6);
+      expect(mint.identify(unchecked + checksum(unchecked))).toBeUndefined();
+    }
+  });
+
   test('with a prefix or an environment that is no label, though tag and checksum hold', () => {
     const body = `${base62(numberOf(UUID), 22)}${'x'.repeat(27)}`;
     expect(mint.identify(complete(`a_b_${body}`))).toBe(ID);
