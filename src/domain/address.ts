@@ -69,6 +69,12 @@ export function formatAddress(address: Address): string {
   return new ipaddr.IPv6(parts).toRFC5952String();
 }
 
+/** The one spelling of the address that a text is; `null` for one that is none. */
+export function spellAddress(text: string | null | undefined): string | null {
+  const address = typeof text === 'string' ? parseAddress(text) : undefined;
+  return address === undefined ? null : formatAddress(address);
+}
+
 /**
  * Reads a network, or an address as the network of itself alone. `::ffff:10.0.0.0/104` is `10.0.0.0/8`.
  *

@@ -18,8 +18,9 @@ const VALUES = new Uint8Array(128).fill(NO_VALUE);
 const FIRST_BITS = 3;
 const HEX = Buffer.from('0123456789abcdef');
 const DASH = 0x2d;
+const BYTES = 16;
 /** Where ids are read and UUIDs are written, since neither ever yields to another. */
-const uuidBytes = Buffer.alloc(16);
+const uuidBytes = Buffer.alloc(BYTES);
 const uuidText = Buffer.alloc(36, DASH);
 /** Where the two digits of each byte stand: past the dashes before them. */
 const HEX_AT = [0, 2, 4, 6, 9, 11, 14, 16, 19, 21, 24, 26, 28, 30, 32, 34];
@@ -43,7 +44,7 @@ export function keyIdFromUuid(uuid: string): KeyId {
  * @throws TypeError for what is no key id.
  */
 export function keyIdToUuid(id: KeyId): string {
-  readBytes(id);
+  writeKeyId(id, uuidBytes, 0);
   for (let index = 0; index < uuidBytes.length; index++) {
     const byte = uuidBytes[index] ?? 0;
     const at = HEX_AT[index] ?? 0;
@@ -59,16 +60,20 @@ export function keyIdFromBytes(bytes: Uint8Array): KeyId {
 
 /** @throws TypeError for what is no key id. */
 export function keyIdToBytes(id: KeyId): Uint8Array {
-  readBytes(id);
-  return Uint8Array.from(uuidBytes);
+  const bytes = new Uint8Array(BYTES);
+  writeKeyId(id, bytes, 0);
+  return bytes;
 }
 
-/** Reads an id into `uuidBytes`. */
-function readBytes(id: KeyId): void {
+/**
+ * Writes the 16 bytes of an id.
+ * @throws TypeError for what is no key id.
+ */
+export function writeKeyId(id: KeyId, bytes: Uint8Array, start: number): void {
   let isId = id.length === PREFIX.length + SUFFIX_LENGTH && id.startsWith(PREFIX);
   let rest = 0;
   let bits = FIRST_BITS - 5;
-  let at = 0;
+  let at = start;
   for (let index = PREFIX.length; index < id.length && isId; index++) {
     const value = VALUES[id.charCodeAt(index)] ?? NO_VALUE;
     isId = value < 1 << (index === PREFIX.length ? FIRST_BITS : 5);
@@ -76,7 +81,7 @@ function readBytes(id: KeyId): void {
     bits += 5;
     if (bits < 8) continue;
     bits -= 8;
-    uuidBytes[at++] = rest >> bits;
+    bytes[at++] = rest >> bits;
     rest &= (1 << bits) - 1;
   }
   if (!isId) throw new TypeError('this is not the id of a key');

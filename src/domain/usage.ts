@@ -3,7 +3,7 @@ import { type DurationBucket, type DurationSummary, summarise } from './duration
 export const GRANULARITIES = ['hour', 'day'] as const;
 export type Granularity = (typeof GRANULARITIES)[number];
 
-const HOUR_MS = 3_600_000;
+export const HOUR_MS = 3_600_000;
 const DAY_MS = 24 * HOUR_MS;
 /** A chart of more points shows no more. */
 export const MAX_DAYS: Readonly<Record<Granularity, number>> = { hour: 31, day: 400 };

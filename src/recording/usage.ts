@@ -1,11 +1,11 @@
 import { randomUUID } from 'node:crypto';
 import { setTimeout as sleep } from 'node:timers/promises';
-import { formatAddress, parseAddress } from '../domain/address.ts';
-import { OUTCOMES, type Outcome } from '../domain/decision.ts';
+import { spellAddress } from '../domain/address.ts';
 import { bucketOf } from '../domain/duration-histogram.ts';
 import type { Key } from '../domain/key.ts';
 import type { KeyId } from '../domain/key-id.ts';
 import type { GrowthThreshold } from '../domain/signal.ts';
+import { HOUR_MS } from '../domain/usage.ts';
 import type { Database } from '../storage/database.ts';
 import { noteGrowths } from '../storage/signal-sources.ts';
 import {
@@ -20,6 +20,7 @@ import {
 } from '../storage/usage.ts';
 import { UNOBSERVED_RECORDING, type UsageObserver } from './observer.ts';
 import type { Keeper } from './recorder.ts';
+import { createTallies } from './tallies.ts';
 
 /*
  * How often keys were used, with what outcome, and when last (docs/watching.md).
@@ -55,13 +56,12 @@ export interface UsageKeeper extends Keeper {
   lagMs(): number;
 }
 
-const HOUR_MS = 3_600_000;
 /** With the time of the flush itself, what a kill loses is less than a second old. */
 const FLUSH_EVERY_MS = 600;
 /** A batch is committed within a fraction of the time that a statement may take, and made without a pause to notice. */
 const BATCH_TALLIES = 5_000;
 /**
- * The bound of memory while the database is away: about 200 bytes each. A tally takes a key that memory can answer
+ * The bound of memory while the database is away: less than 200 bytes each. A tally takes a key that memory can answer
  * for, so that there are at most CACHED_KEYS for each hour.
  */
 const MAX_TALLIES = 1_000_000;
@@ -72,29 +72,10 @@ const CLOSING_RETRY_MS = 100;
 const FORGET_AFTER_DAYS = 7;
 const FORGET_EVERY_MS = 3_600_000;
 
-const INDEX_OF = Object.fromEntries(OUTCOMES.map((outcome, index) => [outcome, index])) as Record<
-  Outcome,
-  number
->;
-
-const NO_COUNTS = OUTCOMES.map(() => 0);
-
-interface Tally {
-  readonly keyId: KeyId;
-  readonly workspaceId: string;
-  readonly hour: number;
-  /** By the index of the outcome. */
-  readonly counts: number[];
-  /** Database time of the last success; 0: none. */
-  usedAt: number;
-  /** The client's address then, as it was told, which may be no address. */
-  usedIp: string | null | undefined;
-}
-
 interface Batch {
   readonly sequence: number;
-  readonly tallies: readonly Tally[];
-  readonly counts: readonly UsageCounts[];
+  readonly size: number;
+  readonly counts: UsageCounts;
   readonly uses: readonly NotedUse[];
 }
 
@@ -102,13 +83,10 @@ interface Batch {
 export function createUsageKeeper(options: UsageOptions): UsageKeeper {
   const { database, observer = UNOBSERVED_RECORDING, report, growth, maxTallies = MAX_TALLIES } = options;
   const recorder = randomUUID();
-  /** Those that gather, by the hour, then by key. */
-  const hours = new Map<number, Map<KeyId, Tally>>();
-  let currentHour = Number.NaN;
-  let current = new Map<KeyId, Tally>();
-  let gathering = 0;
-  /** Those that are being written, but for the batch in flight. */
-  let taken: Tally[] = [];
+  let gathering = createTallies();
+  /** Those that are being written, and the first of them that is not written yet. */
+  let taken = createTallies();
+  let unwritten = 0;
   const callers = new Map<KeyId, NotedUse>();
   let inFlight: Batch | undefined;
   let sequence = 0;
@@ -121,31 +99,17 @@ export function createUsageKeeper(options: UsageOptions): UsageKeeper {
   let closed = false;
   let lastForgotten = Number.NEGATIVE_INFINITY;
 
-  /** The tally of a key for the current hour; `undefined` where there is no more room. */
-  function openTally(key: Key): Tally | undefined {
+  /** The tally of a key for an hour; `undefined` where there is no more room. */
+  function slotOf(key: Key, hour: number): number | undefined {
+    const known = gathering.find(key.id, hour);
+    if (known !== undefined) return known;
     if (pending() >= maxTallies) {
       observer.usageDropped(1);
       return undefined;
     }
-    const tally: Tally = {
-      keyId: key.id,
-      workspaceId: key.workspaceId,
-      hour: currentHour,
-      counts: NO_COUNTS.slice(),
-      usedAt: 0,
-      usedIp: null,
-    };
-    current.set(key.id, tally);
-    gathering++;
     gatheringSince ??= performance.now();
     schedule(FLUSH_EVERY_MS);
-    return tally;
-  }
-
-  function turnToHour(hour: number): void {
-    currentHour = hour;
-    current = hours.get(hour) ?? new Map();
-    hours.set(hour, current);
+    return gathering.open(key, hour);
   }
 
   function schedule(inMs: number): void {
@@ -160,7 +124,7 @@ export function createUsageKeeper(options: UsageOptions): UsageKeeper {
     }, inMs);
   }
 
-  const pending = () => gathering + taken.length + (inFlight?.tallies.length ?? 0);
+  const pending = () => gathering.size() + taken.size() - unwritten;
   const isPending = () => pending() > 0 || callers.size > 0 || inFlight !== undefined;
 
   /** Writes what there is at this time; answers whether it did. One flush at a time. */
@@ -173,45 +137,43 @@ export function createUsageKeeper(options: UsageOptions): UsageKeeper {
 
   async function writeAll(): Promise<boolean> {
     // What comes in meanwhile waits for its own flush, or this one might never end.
-    if (taken.length === 0) takeAll();
+    if (unwritten === taken.size()) takeAll();
     try {
       do {
         inFlight ??= takeBatch();
         await write(inFlight);
+        unwritten += inFlight.size;
         inFlight = undefined;
-      } while (taken.length > 0);
+      } while (unwritten < taken.size());
     } catch (cause) {
       observer.usageFlushFailed();
       if (!failing) report({ message: 'usage could not be written; it is kept and tried again', cause });
       failing = true;
       return false;
     }
+    taken = createTallies();
+    unwritten = 0;
     takenSince = undefined;
     if (failing) report({ message: 'usage is written again' });
     failing = false;
     return true;
   }
 
-  const gathered = () => [...hours.values()].flatMap((ofHour) => [...ofHour.values()]);
-
   function takeAll(): void {
-    taken = gathered();
+    taken = gathering;
+    taken.seal();
+    unwritten = 0;
     takenSince ??= gatheringSince;
-    hours.clear();
-    currentHour = Number.NaN;
-    gathering = 0;
+    gathering = createTallies();
     gatheringSince = undefined;
   }
 
   function takeBatch(): Batch {
-    const tallies = taken.splice(0, BATCH_TALLIES);
-    const uses = [...callers.values()];
+    const end = Math.min(unwritten + BATCH_TALLIES, taken.size());
+    const uses = [...callers.values(), ...taken.uses(unwritten, end)];
     callers.clear();
-    for (const { keyId, usedAt, usedIp } of tallies) {
-      if (usedAt > 0) uses.push({ keyId, at: usedAt, ip: addressOf(usedIp) });
-    }
     sequence += 1;
-    return { sequence, tallies, counts: countsOf(tallies), uses };
+    return { sequence, size: end - unwritten, counts: taken.counts(unwritten, end), uses };
   }
 
   async function write(batch: Batch): Promise<void> {
@@ -222,7 +184,7 @@ export function createUsageKeeper(options: UsageOptions): UsageKeeper {
       if (growth !== undefined) await noteGrowths(executor, busy, growth);
       await noteUses(executor, batch.uses);
     });
-    observer.usageFlushed({ keys: batch.tallies.length, tookMs: performance.now() - startedAt });
+    observer.usageFlushed({ keys: batch.size, tookMs: performance.now() - startedAt });
     if (startedAt - lastForgotten < FORGET_EVERY_MS) return;
     lastForgotten = startedAt;
     // Nobody waits for it, and the next hour brings another.
@@ -244,21 +206,16 @@ export function createUsageKeeper(options: UsageOptions): UsageKeeper {
       observer.introspected(outcome);
       const { record, nowMs } = decision;
       if (record === undefined || nowMs === undefined) return;
-      const hour = Math.floor(nowMs / HOUR_MS);
-      if (hour !== currentHour) turnToHour(hour);
-      const tally = current.get(record.key.id) ?? openTally(record.key);
-      if (tally === undefined) return;
-      const index = INDEX_OF[outcome];
-      tally.counts[index] = (tally.counts[index] ?? 0) + 1;
-      if (!decision.active || nowMs < tally.usedAt) return;
-      tally.usedAt = nowMs;
-      tally.usedIp = facts?.ip;
+      const slot = slotOf(record.key, Math.floor(nowMs / HOUR_MS));
+      if (slot === undefined) return;
+      gathering.count(slot, outcome);
+      if (decision.active) gathering.use(slot, nowMs, facts?.ip);
     },
 
     called(caller, address) {
       // Once a flush: a service key is used with each request there is.
       if (callers.has(caller.keyId) || callers.size >= MAX_CALLERS) return;
-      callers.set(caller.keyId, { keyId: caller.keyId, at: caller.now, ip: addressOf(address()) });
+      callers.set(caller.keyId, { keyId: caller.keyId, at: caller.now, ip: spellAddress(address()) });
       schedule(FLUSH_EVERY_MS);
     },
 
@@ -293,47 +250,10 @@ export function createUsageKeeper(options: UsageOptions): UsageKeeper {
         sleep(withinMs, undefined, { signal: over.signal }).catch(() => undefined),
       ]);
       over.abort();
-      const lost = countPending();
+      const lost = taken.sum(unwritten) + gathering.sum(0);
       if (lost === 0) return;
       observer.usageDropped(lost);
       report({ message: `${lost} introspections could not be counted: the database was away to the end` });
     },
   };
-
-  function countPending(): number {
-    let introspections = 0;
-    for (const { counts } of [...(inFlight?.tallies ?? []), ...taken, ...gathered()]) {
-      for (const count of counts) introspections += count;
-    }
-    return introspections;
-  }
-}
-
-/** Puts together what is of the same workspace, hour and outcome. */
-function countsOf(tallies: readonly Tally[]): UsageCounts[] {
-  const groups = new Map<string, (UsageCounts & { keyIds: KeyId[]; counts: number[] })[]>();
-  for (const { keyId, workspaceId, hour, counts } of tallies) {
-    const ofWorkspace = groups.get(workspaceId) ?? [];
-    if (ofWorkspace.length === 0) groups.set(workspaceId, ofWorkspace);
-    for (let index = 0; index < counts.length; index++) {
-      const count = counts[index] ?? 0;
-      const code = OUTCOMES[index];
-      if (count === 0 || code === undefined) continue;
-      const hourMs = hour * HOUR_MS;
-      let group = ofWorkspace.find((known) => known.code === code && known.hourMs === hourMs);
-      if (group === undefined) {
-        group = { workspaceId, hourMs, code, keyIds: [], counts: [] };
-        ofWorkspace.push(group);
-      }
-      group.keyIds.push(keyId);
-      group.counts.push(count);
-    }
-  }
-  return [...groups.values()].flat();
-}
-
-/** The address in its one spelling; `null` for what is none. */
-function addressOf(text: string | null | undefined): string | null {
-  const address = typeof text === 'string' ? parseAddress(text) : undefined;
-  return address === undefined ? null : formatAddress(address);
 }

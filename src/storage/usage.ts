@@ -2,6 +2,7 @@ import { and, asc, eq, gte, inArray, lt, type SQL, sql } from 'drizzle-orm';
 import type { DurationBucket } from '../domain/duration-histogram.ts';
 import { type KeyId, keyIdFromUuid, keyIdToUuid } from '../domain/key-id.ts';
 import type { DurationEntry, Granularity, Span, UsageEntry } from '../domain/usage.ts';
+import { float8Array, textArray, uuidArray } from './arrays.ts';
 import type { Executor } from './database.ts';
 import { keyUses, usage, usageDurations, usageFlushes } from './schema.ts';
 
@@ -9,14 +10,14 @@ import { keyUses, usage, usageDurations, usageFlushes } from './schema.ts';
 const EVERY_KEY = '00000000-0000-0000-0000-000000000000';
 
 /**
- * What keys of a workspace came to within the hour that begins at `hourMs`: so many introspections of each, in their
- * order, had this outcome. No key is there twice.
+ * What keys came to, a column for each member: so many introspections of a key had this outcome within the hour that
+ * begins at `hoursMs`. No two are of the same key, hour and outcome.
  */
 export interface UsageCounts {
-  readonly workspaceId: string;
-  readonly hourMs: number;
-  readonly code: string;
+  readonly workspaceIds: readonly string[];
   readonly keyIds: readonly KeyId[];
+  readonly hoursMs: readonly number[];
+  readonly codes: readonly string[];
   readonly counts: readonly number[];
 }
 
@@ -89,31 +90,27 @@ const BUSY_SHARE = 0.25;
  *
  * Answers the hours that are worth a look: those in which some outcome's count passed `busyFrom` times a power of
  * `BUSIER`. That is a handful of times for a busy key, whatever it is used for, and never for others.
- *
- * @param added no two of the same workspace, hour and outcome.
  */
 export async function addUsage(
   executor: Executor,
-  added: readonly UsageCounts[],
+  added: UsageCounts,
   busyFrom = Number.MAX_SAFE_INTEGER,
 ): Promise<BusyHour[]> {
-  if (added.length === 0) return [];
-  // Keys and counts as arrays of PostgreSQL's, which it reads ten times as fast as a JSON record of each key.
-  const groups = JSON.stringify(
-    added.map(({ workspaceId, hourMs, code, keyIds, counts }) => ({
-      w: workspaceId,
-      h: hourMs,
-      c: code,
-      keys: `{${keyIds.map(keyIdToUuid).join()}}`,
-      counts: `{${counts.join()}}`,
-    })),
+  if (added.counts.length === 0) return [];
+  const columns = sql.join(
+    [
+      sql`${textArray(added.workspaceIds)}::text[]`,
+      sql`${uuidArray(added.keyIds)}::uuid[]`,
+      sql`${float8Array(added.hoursMs)}::float8[]`,
+      sql`${textArray(added.codes)}::text[]`,
+      sql`${float8Array(added.counts)}::float8[]`,
+    ],
+    sql`, `,
   );
   const step = (count: SQL) =>
     sql`floor(ln((${count})::float8 / ${busyFrom}::float8) / ln(${BUSIER}::float8))`;
   const { rows } = await executor.execute<{ w: string; k: string; h: number }>(sql`
-    WITH added AS (SELECT w, k, to_timestamp(h / 1000) AS h, c, n
-      FROM json_to_recordset(${groups}::json) AS entry(w text, h float8, c text, keys text, counts text),
-        unnest(keys::uuid[], counts::bigint[]) AS each(k, n)),
+    WITH added AS (SELECT w, k, to_timestamp(h / 1000) AS h, c, n::bigint FROM unnest(${columns}) AS each(w, k, h, c, n)),
     written AS (
       INSERT INTO usage AS known (workspace_id, key_id, hour, code, count)
       SELECT * FROM (
@@ -163,10 +160,9 @@ export async function addDurations(executor: Executor, counts: readonly Duration
  */
 export async function noteUses(executor: Executor, uses: readonly NotedUse[]): Promise<void> {
   if (uses.length === 0) return;
-  const ids = `{${uses.map(({ keyId }) => keyIdToUuid(keyId)).join()}}`;
-  const times = `{${uses.map(({ at }) => at).join()}}`;
-  // As JSON has them, which for addresses and null is how an array has them, too.
-  const ips = `{${JSON.stringify(uses.map(({ ip }) => ip)).slice(1, -1)}}`;
+  const ids = uuidArray(uses.map(({ keyId }) => keyId));
+  const times = float8Array(uses.map(({ at }) => at));
+  const ips = textArray(uses.map(({ ip }) => ip));
   await executor.execute(sql`
     WITH entry AS (SELECT DISTINCT ON (k) k, to_timestamp(t / 1000) AS at, ip,
         date_trunc('day', to_timestamp(t / 1000), 'UTC') AS day

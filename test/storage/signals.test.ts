@@ -219,13 +219,14 @@ describe('a signal of the rule', () => {
     const HOUR = TODAY + 8 * HOUR_MS;
 
     async function requests(id: KeyId, hourMs: number, counts: Record<string, number>): Promise<void> {
-      const added = Object.entries(counts).map(([code, count]) => ({
-        workspaceId: 'ws_acme',
-        hourMs,
-        code,
-        keyIds: [id],
-        counts: [count],
-      }));
+      const codes = Object.keys(counts);
+      const added = {
+        workspaceIds: codes.map(() => 'ws_acme'),
+        keyIds: codes.map(() => id),
+        hoursMs: codes.map(() => hourMs),
+        codes,
+        counts: Object.values(counts),
+      };
       await database.read((executor) => addUsage(executor, added));
     }
 
