@@ -1,7 +1,7 @@
 import type { IncomingMessage } from 'node:http';
 import proxyAddr from '@fastify/proxy-addr';
 import type { FastifyRequest } from 'fastify';
-import { type Address, formatAddress, parseAddress } from '../domain/address.ts';
+import { type Address, formatAddress, parseAddress, spellAddress } from '../domain/address.ts';
 
 /** What stands for an address that is none. No list of addresses holds it: it fails closed. */
 const UNKNOWN = 'unknown';
@@ -11,8 +11,7 @@ const UNKNOWN = 'unknown';
  * A proxy may forward any text, a secret too; only an address goes on to logs, audit events and limits.
  */
 export function addressOf(request: Pick<FastifyRequest, 'ip'>): string {
-  const address = parseAddress(request.ip ?? '');
-  return address === undefined ? UNKNOWN : formatAddress(address);
+  return spellAddress(request.ip) ?? UNKNOWN;
 }
 
 /** The same for a request that Fastify has not seen. @param trusted addresses and CIDRs of proxies that are believed. */

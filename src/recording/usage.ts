@@ -162,7 +162,6 @@ export function createUsageKeeper(options: UsageOptions): UsageKeeper {
   function takeAll(): void {
     taken = gathering;
     taken.seal();
-    unwritten = 0;
     takenSince ??= gatheringSince;
     gathering = createTallies();
     gatheringSince = undefined;

@@ -19,28 +19,12 @@ const FLOAT8_BYTES = 8;
 
 /** `uuid[]` */
 export function uuidArray(ids: readonly KeyId[]): Buffer {
-  const step = LENGTH_BYTES + UUID_BYTES;
-  const { array, view } = begin(TYPES.uuid, { length: ids.length, bytes: ids.length * step });
-  let at = HEADER_BYTES;
-  for (const id of ids) {
-    view.setInt32(at, UUID_BYTES);
-    writeKeyId(id, array, at + LENGTH_BYTES);
-    at += step;
-  }
-  return array;
+  return arrayOf(TYPES.uuid, UUID_BYTES, ids, ({ array }, id, at) => writeKeyId(id, array, at));
 }
 
 /** `float8[]`: exact for integers, too, up to 2^53. */
 export function float8Array(numbers: readonly number[]): Buffer {
-  const step = LENGTH_BYTES + FLOAT8_BYTES;
-  const { array, view } = begin(TYPES.float8, { length: numbers.length, bytes: numbers.length * step });
-  let at = HEADER_BYTES;
-  for (const number of numbers) {
-    view.setInt32(at, FLOAT8_BYTES);
-    view.setFloat64(at + LENGTH_BYTES, number);
-    at += step;
-  }
-  return array;
+  return arrayOf(TYPES.float8, FLOAT8_BYTES, numbers, ({ view }, number, at) => view.setFloat64(at, number));
 }
 
 /** `text[]`, of any text or null. */
@@ -57,11 +41,34 @@ export function textArray(texts: readonly (string | null)[]): Buffer {
   return array;
 }
 
+/** An array of elements of one size, each of which `write` puts at its place. */
+function arrayOf<T>(
+  type: number,
+  size: number,
+  elements: readonly T[],
+  write: (begun: Begun, element: T, at: number) => void,
+): Buffer {
+  const { length } = elements;
+  const begun = begin(type, { length, bytes: length * (LENGTH_BYTES + size) });
+  let at = HEADER_BYTES;
+  for (const element of elements) {
+    begun.view.setInt32(at, size);
+    write(begun, element, at + LENGTH_BYTES);
+    at += LENGTH_BYTES + size;
+  }
+  return begun.array;
+}
+
+interface Begun {
+  readonly array: Buffer;
+  readonly view: DataView;
+}
+
 /** An array with its header, and room for so many bytes of elements. */
 function begin(
   type: number,
   { length, bytes, hasNull = false }: { length: number; bytes: number; hasNull?: boolean },
-): { array: Buffer; view: DataView } {
+): Begun {
   const array = Buffer.allocUnsafe(HEADER_BYTES + bytes);
   const view = new DataView(array.buffer, array.byteOffset, array.byteLength);
   for (const [index, value] of [1, hasNull ? 1 : 0, type, length, 1].entries())
