@@ -49,6 +49,11 @@ export interface KeyRecord {
   readonly restrictions: CompiledRestrictions | undefined;
   /** Where an access token of the key was shown in place of its own. */
   readonly accessToken?: (AccessToken & { readonly isRevoked: boolean }) | undefined;
+  /**
+   * Which tally it was last counted in, for recording/tallies.ts alone: to look for it there would cost more. Absent from
+   * a record until that was counted, unless memory holds it.
+   */
+  tally?: number;
 }
 
 /** What an API wants to know about a key that it was handed. */

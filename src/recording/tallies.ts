@@ -1,32 +1,31 @@
 import { spellAddress } from '../domain/address.ts';
-import { OUTCOMES, type Outcome } from '../domain/decision.ts';
-import type { Key } from '../domain/key.ts';
+import { type KeyRecord, OUTCOMES, type Outcome } from '../domain/decision.ts';
 import type { KeyId } from '../domain/key-id.ts';
 import { HOUR_MS } from '../domain/usage.ts';
-import type { NotedUse, UsageCounts } from '../storage/usage.ts';
+import type { UsageBatch } from '../storage/usage.ts';
 
 /** Which of the tallies it is: the first is 0. */
 type Slot = number;
 
 /**
  * What keys came to: a tally for each key and hour. In columns, since most tallies are of a key that is used once
- * before they are written: an object for each would be made, copied twice and collected at more cost than the use.
+ * before they are written: an object for each would be made, copied twice and collected at more cost than the use. And
+ * found by what the record of the key says of it, for the same reason; in a Map only where memory does not hold the
+ * record, and each use brings another. A key that is read anew meanwhile has two tallies.
  */
 export interface Tallies {
   size(): number;
   /** The tally of a key for an hour (hours since the epoch), if there is one. */
-  find(keyId: KeyId, hour: number): Slot | undefined;
-  /** Begins one that there is not. */
-  open(key: Key, hour: number): Slot;
+  find(record: KeyRecord, hour: number): Slot | undefined;
+  /** Begins one. */
+  open(record: KeyRecord, hour: number): Slot;
   count(slot: Slot, outcome: Outcome): void;
   /** Notes a use at `atMs` by a client at this address, as it was told; not one that is older than what is known. */
   use(slot: Slot, atMs: number, ip: string | null | undefined): void;
   /** No more is to be found or opened: what that took is let go. */
   seal(): void;
-  /** The counts of the tallies from `from` up to `to`. */
-  counts(from: Slot, to: Slot): UsageCounts;
-  /** The last uses of the same. */
-  uses(from: Slot, to: Slot): NotedUse[];
+  /** What the tallies from `from` up to `to` have come to. */
+  batch(from: Slot, to: Slot): UsageBatch;
   /** How many introspections the tallies from `from` on have counted. */
   sum(from: Slot): number;
 }
@@ -37,6 +36,10 @@ const INDEX_OF = Object.fromEntries(OUTCOMES.map((outcome, index) => [outcome, i
 >;
 
 export function createTallies(): Tallies {
+  /** Each says in `tally` where it is here: it is so if it is found there. */
+  let records: KeyRecord[] = [];
+  /** One for each key whose record memory does not hold. */
+  const unheld = new Map<KeyId, KeyRecord>();
   const keyIds: KeyId[] = [];
   const workspaceIds: string[] = [];
   const hours: number[] = [];
@@ -45,30 +48,23 @@ export function createTallies(): Tallies {
   const usedIps: (string | null | undefined)[] = [];
   /** By outcome, then by slot: as far as that outcome was counted. */
   const counted: number[][] = OUTCOMES.map(() => []);
-  const slots = new Map<number, Map<KeyId, Slot>>();
-  let current = new Map<KeyId, Slot>();
-  let currentHour = Number.NaN;
-
-  function turnTo(hour: number): void {
-    currentHour = hour;
-    current = slots.get(hour) ?? new Map();
-    slots.set(hour, current);
-  }
 
   return {
     size: () => keyIds.length,
 
-    find(keyId, hour) {
-      if (hour !== currentHour) turnTo(hour);
-      return current.get(keyId);
+    find(record, hour) {
+      const known = record.tally === undefined ? unheld.get(record.key.id) : record;
+      const slot = known?.tally ?? 0;
+      return known !== undefined && records[slot] === known && hours[slot] === hour ? slot : undefined;
     },
 
-    open({ id, workspaceId }, hour) {
-      if (hour !== currentHour) turnTo(hour);
+    open(record, hour) {
       const slot = keyIds.length;
-      current.set(id, slot);
-      keyIds.push(id);
-      workspaceIds.push(workspaceId);
+      if (record.tally === undefined) unheld.set(record.key.id, record);
+      record.tally = slot;
+      records.push(record);
+      keyIds.push(record.key.id);
+      workspaceIds.push(record.key.workspaceId);
       hours.push(hour);
       usedAt.push(0);
       usedIps.push(null);
@@ -88,21 +84,15 @@ export function createTallies(): Tallies {
     },
 
     seal() {
-      slots.clear();
-      current = new Map();
-      currentHour = Number.NaN;
+      records = [];
+      unheld.clear();
     },
 
-    counts(from, to) {
-      const found = { workspaceIds: [], keyIds: [], hoursMs: [], codes: [], counts: [] } as {
-        workspaceIds: string[];
-        keyIds: KeyId[];
-        hoursMs: number[];
-        codes: string[];
-        counts: number[];
-      };
+    batch(from, to) {
+      const found = emptyBatch();
       for (const [index, outcome] of OUTCOMES.entries()) {
         const counts = counted[index] ?? [];
+        const isUse = outcome === 'active';
         for (let slot = from; slot < Math.min(to, counts.length); slot++) {
           const count = counts[slot] ?? 0;
           if (count === 0) continue;
@@ -111,20 +101,19 @@ export function createTallies(): Tallies {
           found.hoursMs.push((hours[slot] ?? 0) * HOUR_MS);
           found.codes.push(outcome);
           found.counts.push(count);
+          found.usedMs.push(isUse ? (usedAt[slot] ?? 0) : 0);
+          found.ips.push(isUse ? spellAddress(usedIps[slot]) : null);
         }
       }
       return found;
     },
 
-    uses(from, to) {
-      const found: NotedUse[] = [];
-      for (let slot = from; slot < to; slot++) {
-        const at = usedAt[slot] ?? 0;
-        if (at > 0) found.push({ keyId: keyIds[slot] ?? '', at, ip: spellAddress(usedIps[slot]) });
-      }
-      return found;
-    },
-
     sum: (from) => counted.flatMap((counts) => counts.slice(from)).reduce((sum, count) => sum + count, 0),
+  };
+}
+
+function emptyBatch() {
+  return { workspaceIds: [], keyIds: [], hoursMs: [], codes: [], counts: [], usedMs: [], ips: [] } as {
+    [column in keyof UsageBatch]: UsageBatch[column][number][];
   };
 }

@@ -1,8 +1,8 @@
 import { randomUUID } from 'node:crypto';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { spellAddress } from '../domain/address.ts';
+import type { KeyRecord } from '../domain/decision.ts';
 import { bucketOf } from '../domain/duration-histogram.ts';
-import type { Key } from '../domain/key.ts';
 import type { KeyId } from '../domain/key-id.ts';
 import type { GrowthThreshold } from '../domain/signal.ts';
 import { HOUR_MS } from '../domain/usage.ts';
@@ -14,9 +14,8 @@ import {
   beginFlush,
   forgetOldRecorders,
   forgetRecorder,
-  type NotedUse,
-  noteUses,
-  type UsageCounts,
+  type KeyUse,
+  type UsageBatch,
 } from '../storage/usage.ts';
 import { UNOBSERVED_RECORDING, type UsageObserver } from './observer.ts';
 import type { Keeper } from './recorder.ts';
@@ -75,8 +74,7 @@ const FORGET_EVERY_MS = 3_600_000;
 interface Batch {
   readonly sequence: number;
   readonly size: number;
-  readonly counts: UsageCounts;
-  readonly uses: readonly NotedUse[];
+  readonly usage: UsageBatch;
 }
 
 /** Counts introspections, and notes last uses. */
@@ -87,7 +85,7 @@ export function createUsageKeeper(options: UsageOptions): UsageKeeper {
   /** Those that are being written, and the first of them that is not written yet. */
   let taken = createTallies();
   let unwritten = 0;
-  const callers = new Map<KeyId, NotedUse>();
+  const callers = new Map<KeyId, KeyUse>();
   let inFlight: Batch | undefined;
   let sequence = 0;
   /** Since when tallies gather, and since when those that are being written did; monotonic. */
@@ -100,8 +98,8 @@ export function createUsageKeeper(options: UsageOptions): UsageKeeper {
   let lastForgotten = Number.NEGATIVE_INFINITY;
 
   /** The tally of a key for an hour; `undefined` where there is no more room. */
-  function slotOf(key: Key, hour: number): number | undefined {
-    const known = gathering.find(key.id, hour);
+  function slotOf(record: KeyRecord, hour: number): number | undefined {
+    const known = gathering.find(record, hour);
     if (known !== undefined) return known;
     if (pending() >= maxTallies) {
       observer.usageDropped(1);
@@ -109,7 +107,7 @@ export function createUsageKeeper(options: UsageOptions): UsageKeeper {
     }
     gatheringSince ??= performance.now();
     schedule(FLUSH_EVERY_MS);
-    return gathering.open(key, hour);
+    return gathering.open(record, hour);
   }
 
   function schedule(inMs: number): void {
@@ -169,19 +167,18 @@ export function createUsageKeeper(options: UsageOptions): UsageKeeper {
 
   function takeBatch(): Batch {
     const end = Math.min(unwritten + BATCH_TALLIES, taken.size());
-    const uses = [...callers.values(), ...taken.uses(unwritten, end)];
+    const usage = withCallers(taken.batch(unwritten, end), callers);
     callers.clear();
     sequence += 1;
-    return { sequence, size: end - unwritten, counts: taken.counts(unwritten, end), uses };
+    return { sequence, size: end - unwritten, usage };
   }
 
   async function write(batch: Batch): Promise<void> {
     const startedAt = performance.now();
     await database.transaction(async (executor) => {
       if (!(await beginFlush(executor, { recorder, sequence: batch.sequence }))) return;
-      const busy = await addUsage(executor, batch.counts, growth?.minimum);
+      const busy = await addUsage(executor, batch.usage, growth?.minimum);
       if (growth !== undefined) await noteGrowths(executor, busy, growth);
-      await noteUses(executor, batch.uses);
     });
     observer.usageFlushed({ keys: batch.size, tookMs: performance.now() - startedAt });
     if (startedAt - lastForgotten < FORGET_EVERY_MS) return;
@@ -205,7 +202,7 @@ export function createUsageKeeper(options: UsageOptions): UsageKeeper {
       observer.introspected(outcome);
       const { record, nowMs } = decision;
       if (record === undefined || nowMs === undefined) return;
-      const slot = slotOf(record.key, Math.floor(nowMs / HOUR_MS));
+      const slot = slotOf(record, Math.floor(nowMs / HOUR_MS));
       if (slot === undefined) return;
       gathering.count(slot, outcome);
       if (decision.active) gathering.use(slot, nowMs, facts?.ip);
@@ -214,7 +211,7 @@ export function createUsageKeeper(options: UsageOptions): UsageKeeper {
     called(caller, address) {
       // Once a flush: a service key is used with each request there is.
       if (callers.has(caller.keyId) || callers.size >= MAX_CALLERS) return;
-      callers.set(caller.keyId, { keyId: caller.keyId, at: caller.now, ip: spellAddress(address()) });
+      callers.set(caller.keyId, { at: caller.now, ip: spellAddress(address()) });
       schedule(FLUSH_EVERY_MS);
     },
 
@@ -254,5 +251,21 @@ export function createUsageKeeper(options: UsageOptions): UsageKeeper {
       observer.usageDropped(lost);
       report({ message: `${lost} introspections could not be counted: the database was away to the end` });
     },
+  };
+}
+
+/** Uses of service keys are noted, not counted. */
+function withCallers(batch: UsageBatch, callers: ReadonlyMap<KeyId, KeyUse>): UsageBatch {
+  const uses = [...callers.values()];
+  const none = uses.map(() => 0);
+  const nothing = uses.map(() => '');
+  return {
+    workspaceIds: batch.workspaceIds.concat(nothing),
+    keyIds: batch.keyIds.concat([...callers.keys()]),
+    hoursMs: batch.hoursMs.concat(none),
+    codes: batch.codes.concat(nothing),
+    counts: batch.counts.concat(none),
+    usedMs: batch.usedMs.concat(uses.map(({ at }) => at)),
+    ips: batch.ips.concat(uses.map(({ ip }) => ip)),
   };
 }

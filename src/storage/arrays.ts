@@ -27,16 +27,31 @@ export function float8Array(numbers: readonly number[]): Buffer {
   return arrayOf(TYPES.float8, FLOAT8_BYTES, numbers, ({ view }, number, at) => view.setFloat64(at, number));
 }
 
-/** `text[]`, of any text or null. */
+/** `text[]`, of any text or null. Of the same text in a row all but the first are copied: to write text costs more. */
 export function textArray(texts: readonly (string | null)[]): Buffer {
   let bytes = 0;
-  for (const text of texts) bytes += LENGTH_BYTES + (text === null ? 0 : Buffer.byteLength(text));
-  const { array, view } = begin(TYPES.text, { length: texts.length, bytes, hasNull: texts.includes(null) });
-  let at = HEADER_BYTES;
+  let size = 0;
+  let former: string | null | undefined;
+  let hasNull = false;
   for (const text of texts) {
-    const written = text === null ? 0 : array.write(text, at + LENGTH_BYTES);
-    view.setInt32(at, text === null ? NULL_LENGTH : written);
-    at += LENGTH_BYTES + written;
+    if (text !== former) size = LENGTH_BYTES + (text === null ? 0 : Buffer.byteLength(text));
+    hasNull ||= text === null;
+    bytes += size;
+    former = text;
+  }
+  const { array, view } = begin(TYPES.text, { length: texts.length, bytes, hasNull });
+  let at = HEADER_BYTES;
+  former = undefined;
+  for (const text of texts) {
+    if (text === former) {
+      array.copyWithin(at, at - size, at);
+    } else {
+      const written = text === null ? 0 : array.write(text, at + LENGTH_BYTES);
+      view.setInt32(at, text === null ? NULL_LENGTH : written);
+      size = LENGTH_BYTES + written;
+      former = text;
+    }
+    at += size;
   }
   return array;
 }

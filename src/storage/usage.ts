@@ -11,14 +11,17 @@ const EVERY_KEY = '00000000-0000-0000-0000-000000000000';
 
 /**
  * What keys came to, a column for each member: so many introspections of a key had this outcome within the hour that
- * begins at `hoursMs`. No two are of the same key, hour and outcome.
+ * begins at `hoursMs`; and at `usedMs` it was used last, by a client at this address, in its one spelling. A count of 0
+ * adds nothing, nor does a use at 0.
  */
-export interface UsageCounts {
+export interface UsageBatch {
   readonly workspaceIds: readonly string[];
   readonly keyIds: readonly KeyId[];
   readonly hoursMs: readonly number[];
   readonly codes: readonly string[];
   readonly counts: readonly number[];
+  readonly usedMs: readonly number[];
+  readonly ips: readonly (string | null)[];
 }
 
 /** So many reported durations of a key fell into this bucket within the hour. */
@@ -39,10 +42,6 @@ export interface BusyHour {
 export interface KeyUse {
   readonly at: number;
   readonly ip: string | null;
-}
-
-export interface NotedUse extends KeyUse {
-  readonly keyId: KeyId;
 }
 
 /**
@@ -88,15 +87,19 @@ const BUSY_SHARE = 0.25;
  * writes, come last, so that they are locked for the shortest time; and all come in one order, so that no two
  * instances wait for each other.
  *
+ * Notes uses, the latest of each key. One that is older than what is known changes nothing. For signals the day is
+ * enough, so that their indexes are written once a day for a key. A row that somebody else is at is left to the next
+ * use: whoever revokes many keys locks their rows in another order.
+ *
  * Answers the hours that are worth a look: those in which some outcome's count passed `busyFrom` times a power of
  * `BUSIER`. That is a handful of times for a busy key, whatever it is used for, and never for others.
  */
 export async function addUsage(
   executor: Executor,
-  added: UsageCounts,
+  added: UsageBatch,
   busyFrom = Number.MAX_SAFE_INTEGER,
 ): Promise<BusyHour[]> {
-  if (added.counts.length === 0) return [];
+  if (added.keyIds.length === 0) return [];
   const columns = sql.join(
     [
       sql`${textArray(added.workspaceIds)}::text[]`,
@@ -104,13 +107,16 @@ export async function addUsage(
       sql`${float8Array(added.hoursMs)}::float8[]`,
       sql`${textArray(added.codes)}::text[]`,
       sql`${float8Array(added.counts)}::float8[]`,
+      sql`${float8Array(added.usedMs)}::float8[]`,
+      sql`${textArray(added.ips)}::text[]`,
     ],
     sql`, `,
   );
   const step = (count: SQL) =>
     sql`floor(ln((${count})::float8 / ${busyFrom}::float8) / ln(${BUSIER}::float8))`;
   const { rows } = await executor.execute<{ w: string; k: string; h: number }>(sql`
-    WITH added AS (SELECT w, k, to_timestamp(h / 1000) AS h, c, n::bigint FROM unnest(${columns}) AS each(w, k, h, c, n)),
+    WITH told AS (SELECT * FROM unnest(${columns}) AS each(w, k, h, c, n, t, ip)),
+    added AS (SELECT w, k, to_timestamp(h / 1000) AS h, c, sum(n)::bigint AS n FROM told WHERE n > 0 GROUP BY w, k, told.h, c),
     written AS (
       INSERT INTO usage AS known (workspace_id, key_id, hour, code, count)
       SELECT * FROM (
@@ -119,7 +125,21 @@ export async function addUsage(
       ) AS rows(w, k, h, c, n)
       ORDER BY k = ${EVERY_KEY}::uuid, w, k, h, c
       ON CONFLICT (workspace_id, key_id, hour, code) DO UPDATE SET count = known.count + excluded.count
-      RETURNING workspace_id, key_id, hour, code, count)
+      RETURNING workspace_id, key_id, hour, code, count),
+    last AS (SELECT DISTINCT ON (k) k, to_timestamp(t / 1000) AS at, ip,
+        date_trunc('day', to_timestamp(t / 1000), 'UTC') AS day
+      FROM told WHERE t > 0 ORDER BY k, t DESC),
+    used AS (
+      INSERT INTO key_uses AS known (key_id, idle_since, last_used, last_used_ip)
+      SELECT k, at, at, ip FROM last ORDER BY k
+      ON CONFLICT (key_id) DO UPDATE SET idle_since = greatest(known.idle_since, excluded.idle_since),
+        last_used = excluded.last_used, last_used_ip = excluded.last_used_ip
+      WHERE known.last_used IS NULL OR known.last_used <= excluded.last_used),
+    watched AS (
+      UPDATE watched_keys AS watched SET idle_day = first.day
+      FROM (SELECT key_id, day FROM last JOIN watched_keys ON key_id = k AND idle_day < day
+        FOR UPDATE OF watched_keys SKIP LOCKED) AS first
+      WHERE watched.key_id = first.key_id)
     SELECT DISTINCT w, k, (extract(epoch FROM h) * 1000)::float8 AS h
     FROM written JOIN added ON (workspace_id, key_id, hour, code) = (w, k, h, c)
     WHERE count >= ${Math.ceil(busyFrom * BUSY_SHARE)}
@@ -151,32 +171,6 @@ export async function addDurations(executor: Executor, counts: readonly Duration
     ORDER BY k = ${EVERY_KEY}::uuid, w, k, h, b
     ON CONFLICT (workspace_id, key_id, hour, bucket)
       DO UPDATE SET count = known.count + excluded.count, sum_us = known.sum_us + excluded.sum_us`);
-}
-
-/**
- * Notes uses, the latest of each key. One that is older than what is known changes nothing. For signals the day is
- * enough, so that their indexes are written once a day for a key. A row that somebody else is at is left to the next
- * use: whoever revokes many keys locks their rows in another order.
- */
-export async function noteUses(executor: Executor, uses: readonly NotedUse[]): Promise<void> {
-  if (uses.length === 0) return;
-  const ids = uuidArray(uses.map(({ keyId }) => keyId));
-  const times = float8Array(uses.map(({ at }) => at));
-  const ips = textArray(uses.map(({ ip }) => ip));
-  await executor.execute(sql`
-    WITH entry AS (SELECT DISTINCT ON (k) k, to_timestamp(t / 1000) AS at, ip,
-        date_trunc('day', to_timestamp(t / 1000), 'UTC') AS day
-      FROM unnest(${ids}::uuid[], ${times}::float8[], ${ips}::text[]) AS each(k, t, ip) ORDER BY k, t DESC),
-    used AS (
-      INSERT INTO key_uses AS known (key_id, idle_since, last_used, last_used_ip)
-      SELECT k, at, at, ip FROM entry ORDER BY k
-      ON CONFLICT (key_id) DO UPDATE SET idle_since = greatest(known.idle_since, excluded.idle_since),
-        last_used = excluded.last_used, last_used_ip = excluded.last_used_ip
-      WHERE known.last_used IS NULL OR known.last_used <= excluded.last_used)
-    UPDATE watched_keys AS watched SET idle_day = first.day
-    FROM (SELECT key_id, day FROM entry JOIN watched_keys ON key_id = k AND idle_day < day
-      FOR UPDATE OF watched_keys SKIP LOCKED) AS first
-    WHERE watched.key_id = first.key_id`);
 }
 
 /** The last use of each of these keys that was ever used. */

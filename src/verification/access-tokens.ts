@@ -55,7 +55,7 @@ export function createAccessTokens(options: AccessTokensOptions): AccessTokens {
   /** What is held of a key itself, by its id: no token of a key is found by that. */
   function currentRecord(keyId: KeyId): KeyRecord | undefined {
     const entry = cache.find(keyId);
-    return entry && cache.currentRecord(entry);
+    return entry?.digest === keyId ? cache.currentRecord(entry) : undefined;
   }
 
   async function load(jwt: string, tokenDigest: string, leased: boolean): Promise<Resolved> {

@@ -1,10 +1,11 @@
 import { hash as digestOf } from 'node:crypto';
-import { LRUCache } from 'lru-cache';
 import type { KeyRecord } from '../domain/decision.ts';
 import type { KeyId } from '../domain/key-id.ts';
 import { idPartOfKey } from '../domain/token.ts';
+
 import type { BrokenRule, Memory } from './membership.ts';
-import { createSharing, flat } from './sharing.ts';
+import { type Cached, createNameCache } from './name-cache.ts';
+import { createSharing } from './sharing.ts';
 
 /*
  * What memory holds of the token of each key, found by the part of it that is the key's id; and of a key whose access
@@ -46,8 +47,8 @@ export interface TokenName {
   readonly digest: string;
 }
 
-export interface CacheEntry {
-  readonly digest: string;
+export interface CacheEntry extends Cached<CacheEntry> {
+  digest: string;
   /** Of the argon2 hash that the token matched; `undefined` while only an unproved record is known. */
   proven: Fingerprint | undefined;
   /** Of the record's hash. */
@@ -66,7 +67,7 @@ export interface Flight<Outcome> extends Pick<TokenName, 'digest'> {
 }
 
 export interface RecordCache<Outcome> extends Memory {
-  /** What is known of the token with this id: whether that is the one at hand, its digest says. */
+  /** What is known of a token with this id: whether it is the one at hand, its digest says, and nothing else. */
   find(idPart: string): CacheEntry | undefined;
   /** The record of an entry, if it may be believed without asking the database. */
   currentRecord(entry: CacheEntry): KeyRecord | undefined;
@@ -92,7 +93,7 @@ export interface Found {
 }
 
 export interface RecordCacheOptions {
-  /** How many tokens are remembered; the least recently used go first. */
+  /** How many tokens are remembered; those that were not used for long go first. */
   readonly capacity: number;
   readonly broken?: ReadonlySet<BrokenRule>;
 }
@@ -107,10 +108,10 @@ export function createRecordCache<Outcome>({
   let epoch = 0;
   let evictions = 0;
 
-  const entries = new LRUCache<string, CacheEntry>({
-    max: capacity,
-    dispose(entry, _idPart, reason) {
-      if (reason === 'evict') evictions++;
+  const entries = createNameCache<CacheEntry>({
+    capacity,
+    forgotten(entry) {
+      evictions++;
       dropRecord(entry);
     },
   });
@@ -134,15 +135,26 @@ export function createRecordCache<Outcome>({
     return handle;
   }
 
-  /** As it is held: what it has in common with others is theirs too. */
+  /**
+   * As it is held: what it has in common with others is theirs too. Member by member, as with an entry: V8 gives objects
+   * that are spread from others and then changed a shape each, which costs every look at them and memory.
+   */
   function compact(record: KeyRecord, workspace: WorkspaceHandle): KeyRecord {
-    return { ...record, key: sharing.compact(record.key, workspace.id) };
+    return {
+      key: sharing.compact(record.key, workspace.id),
+      workspace: record.workspace,
+      restrictions: record.restrictions,
+      tally: 0,
+    };
   }
 
   function entryOf({ idPart, digest }: TokenName): CacheEntry {
-    let entry = entries.get(idPart);
-    if (entry?.digest !== digest) {
-      entry = {
+    const known = entries.get(idPart);
+    if (known === undefined) {
+      const entry: CacheEntry = {
+        tag: 0,
+        isUsed: false,
+        next: undefined,
         digest,
         proven: undefined,
         hash: undefined,
@@ -150,10 +162,15 @@ export function createRecordCache<Outcome>({
         workspace: undefined,
         epoch,
       };
-      // A copy: the part that was cut out of a token would keep the token.
-      entries.set(flat(idPart), entry);
+      entries.add(idPart, entry);
+      return entry;
     }
-    return entry;
+    if (known.digest !== digest) {
+      dropRecord(known);
+      known.digest = digest;
+      known.proven = known.hash = undefined;
+    }
+    return known;
   }
 
   function detach(flight: Flight<Outcome>): void {

@@ -187,6 +187,8 @@ describe('a batch is counted once', () => {
       hoursMs: [NOW - HOUR_MS / 2],
       codes: ['active'],
       counts: [5],
+      usedMs: [NOW],
+      ips: [null],
     };
     const write = (until: Promise<void>) =>
       fixture.database.transaction(async (executor) => {
@@ -226,6 +228,35 @@ test('two recorders that add the same rows in other orders do not wait for each 
   );
   expect(sums).toEqual({ min: '10', max: '10' });
   for (const keeper of others) await keeper.close(5_000);
+});
+
+test('a key is counted on when its record was read anew, and where another has taken the place of its tally', async () => {
+  const fixture = await openKeeper();
+  const held = (number: number): KeyRecord => ({ ...keyOf(number), tally: 0 });
+  const [first, again, other] = [held(1), held(1), held(2)];
+  for (const decision of [
+    active(first),
+    active(first),
+    active(again, NOW + 5),
+    refused(again),
+    active(other),
+  ])
+    fixture.keeper.introspected(decision, { ip: '203.0.113.9' }, ASKING);
+  expect(fixture.keeper.pending()).toBe(3);
+  await expect.poll(() => fixture.keeper.pending(), IN_TIME).toBe(0);
+  // In the other order than before.
+  for (const decision of [active(other), active(again), active(first)])
+    fixture.keeper.introspected(decision, undefined, ASKING);
+  await fixture.keeper.close(5_000);
+  expect(await countsOf(fixture)).toEqual([
+    'ws_acme 0 0 active 7',
+    'ws_acme 0 0 insufficient_scope 1',
+    'ws_acme 1 0 active 5',
+    'ws_acme 1 0 insufficient_scope 1',
+    'ws_acme 2 0 active 2',
+  ]);
+  const uses = await fixture.database.read((executor) => findUses(executor, [first.key.id]));
+  expect(uses.get(first.key.id)).toEqual({ at: NOW + 5, ip: '203.0.113.9' });
 });
 
 test('with no more room introspections are dropped and told so, and keys that have a place are counted on', async () => {

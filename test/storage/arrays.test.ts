@@ -24,6 +24,7 @@ test('PostgreSQL reads the arrays as what they were made of', async () => {
       examples: [
         [[], [], []],
         [[], [2 ** 53, -0, 0.1], [null, '', '{"}', 'é€😀', ',']],
+        [[], [], [null, null, 'é€', 'é€', 'é€', '', '', null, 'a', 'a']],
       ],
     },
   );

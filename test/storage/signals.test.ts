@@ -11,7 +11,7 @@ import { createDatabase, type Database } from '../../src/storage/database.ts';
 import { appendRequestLogs } from '../../src/storage/request-logs.ts';
 import { addFailures } from '../../src/storage/signal-sources.ts';
 import { listSignals, type SignalPage, type StoredSignal } from '../../src/storage/signals.ts';
-import { addUsage, noteUses } from '../../src/storage/usage.ts';
+import { addUsage } from '../../src/storage/usage.ts';
 import { createTestDatabase, type TestDatabase } from '../support/database.ts';
 
 const HOUR_MS = 3_600_000;
@@ -108,6 +108,20 @@ async function signals(page: Partial<SignalPage> = {}): Promise<StoredSignal[]> 
   );
 }
 
+/** A use that was not counted. */
+async function noteUse(id: KeyId, atMs: number): Promise<void> {
+  const used = {
+    workspaceIds: [''],
+    keyIds: [id],
+    hoursMs: [0],
+    codes: [''],
+    counts: [0],
+    usedMs: [atMs],
+    ips: [null],
+  };
+  await database.read((executor) => addUsage(executor, used));
+}
+
 /** Which keys a rule tells of, at a time. */
 async function keysOf(rule: SignalRule, page: Partial<SignalPage> = {}): Promise<(KeyId | null)[]> {
   const found = await signals({ rules: [rule], ...page });
@@ -121,7 +135,7 @@ describe('a signal of the rule', () => {
     test('is a key that was not used for so many whole days, from a midnight on', async () => {
       const id = await makeKey(TODAY - 200 * DAY_MS);
       const usedAt = TODAY - 91 * DAY_MS + 5 * HOUR_MS;
-      await database.read((executor) => noteUses(executor, [{ keyId: id, at: usedAt, ip: null }]));
+      await noteUse(id, usedAt);
       expect(await keysOf('unused', { nowMs: TODAY - 1 })).toEqual([]);
       const [signal] = await signals({ rules: ['unused'], nowMs: TODAY });
       expect(signal).toMatchObject({
@@ -142,7 +156,7 @@ describe('a signal of the rule', () => {
     test('is none that is used again, were it by an instance of a former release', async () => {
       const [first, second] = [await makeKey(TODAY - 200 * DAY_MS), await makeKey(TODAY - 201 * DAY_MS)];
       expect(await keysOf('unused')).toEqual([first, second]);
-      await database.read((executor) => noteUses(executor, [{ keyId: first, at: NOW, ip: null }]));
+      await noteUse(first, NOW);
       await testDatabase.query('UPDATE key_uses SET idle_since = $2, last_used = $2 WHERE key_id = $1', [
         keyIdToUuid(second),
         new Date(NOW),
@@ -226,6 +240,8 @@ describe('a signal of the rule', () => {
         hoursMs: codes.map(() => hourMs),
         codes,
         counts: Object.values(counts),
+        usedMs: codes.map(() => 0),
+        ips: codes.map(() => null),
       };
       await database.read((executor) => addUsage(executor, added));
     }
