@@ -420,14 +420,15 @@ async function selectNearUnused(executor: Executor, page: KeyPage, unusedSince: 
   return rows.map(keyOf);
 }
 
-/** All keys that were neither made nor used since, unless they are too many to name. */
+/** All keys that were neither made nor used since, unless they and those that were later in that hour are too many to name. */
 async function listIdle(executor: Executor, timeMs: number): Promise<string[] | undefined> {
   const rows = await executor
-    .select({ id: keyUses.keyId })
+    .select({ id: keyUses.keyId, idleSince: keyUses.idleSince })
     .from(keyUses)
-    .where(lt(keyUses.idleSince, new Date(timeMs)))
+    .where(lte(keyUses.idleHour, new Date(timeMs)))
     .limit(MAX_IDLE_KEYS + 1);
-  return rows.length > MAX_IDLE_KEYS ? undefined : rows.map((row) => row.id);
+  if (rows.length > MAX_IDLE_KEYS) return undefined;
+  return rows.filter(({ idleSince }) => idleSince.getTime() < timeMs).map(({ id }) => id);
 }
 
 /** As a scalar, which the planner looks up key by key: made a join, it may begin with all uses there are. */

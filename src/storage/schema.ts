@@ -461,9 +461,13 @@ export const keyUses = pgTable(
     idleSince: time('idle_since').notNull(),
     lastUsed: time('last_used'),
     lastUsedIp: text('last_used_ip'),
+    /** The hour of `idle_since`, as its beginning: so a use writes no index, but the first of an hour. */
+    idleHour: time('idle_hour')
+      .notNull()
+      .generatedAlwaysAs(sql`date_trunc('hour', idle_since AT TIME ZONE 'UTC') AT TIME ZONE 'UTC'`),
   },
   (table) => [
-    index('key_uses_idle_since').on(table.idleSince),
+    index('key_uses_idle_hour').on(table.idleHour),
     check('key_uses_form', sql`${table.lastUsed} IS NULL OR ${table.lastUsed} <= ${table.idleSince}`),
   ],
 );

@@ -6,7 +6,7 @@ import { float8Array, textArray, uuidArray } from './arrays.ts';
 import type { Executor } from './database.ts';
 import { keyUses, usage, usageDurations, usageFlushes } from './schema.ts';
 
-/** In place of a key's id: all keys of the workspace together, whose usage then is as cheap to read as one key's. */
+/** In place of a key's id, and before all of those: all keys of the workspace together, whose usage then is as cheap to read as one key's. */
 const EVERY_KEY = '00000000-0000-0000-0000-000000000000';
 
 /**
@@ -88,8 +88,8 @@ const BUSY_SHARE = 0.25;
  * instances wait for each other.
  *
  * Notes uses, the latest of each key. One that is older than what is known changes nothing. For signals the day is
- * enough, so that their indexes are written once a day for a key. A row that somebody else is at is left to the next
- * use: whoever revokes many keys locks their rows in another order.
+ * enough, and it is looked at with the first use of an hour. A row of theirs that somebody else is at is left to the
+ * next hour: whoever revokes many keys locks their rows in another order.
  *
  * Answers the hours that are worth a look: those in which some outcome's count passed `busyFrom` times a power of
  * `BUSIER`. That is a handful of times for a busy key, whatever it is used for, and never for others.
@@ -116,32 +116,38 @@ export async function addUsage(
     sql`floor(ln((${count})::float8 / ${busyFrom}::float8) / ln(${BUSIER}::float8))`;
   const { rows } = await executor.execute<{ w: string; k: string; h: number }>(sql`
     WITH told AS (SELECT * FROM unnest(${columns}) AS each(w, k, h, c, n, t, ip)),
-    added AS (SELECT w, k, to_timestamp(h / 1000) AS h, c, sum(n)::bigint AS n FROM told WHERE n > 0 GROUP BY w, k, told.h, c),
+    added AS (
+      SELECT w, k, to_timestamp(h / 1000) AS h, c, sum(n)::bigint AS n
+      FROM told WHERE n > 0 GROUP BY w, k, told.h, c
+    ),
     written AS (
       INSERT INTO usage AS known (workspace_id, key_id, hour, code, count)
       SELECT * FROM (
         SELECT w, k, h, c, n FROM added
         UNION ALL SELECT w, ${EVERY_KEY}::uuid, h, c, sum(n) FROM added GROUP BY w, h, c
       ) AS rows(w, k, h, c, n)
-      ORDER BY k = ${EVERY_KEY}::uuid, w, k, h, c
+      ORDER BY k DESC, w, h, c
       ON CONFLICT (workspace_id, key_id, hour, code) DO UPDATE SET count = known.count + excluded.count
-      RETURNING workspace_id, key_id, hour, code, count),
-    last AS (SELECT DISTINCT ON (k) k, to_timestamp(t / 1000) AS at, ip,
-        date_trunc('day', to_timestamp(t / 1000), 'UTC') AS day
-      FROM told WHERE t > 0 ORDER BY k, t DESC),
+      RETURNING key_id, hour, code, count
+    ),
+    last AS (SELECT DISTINCT ON (k) k, to_timestamp(t / 1000) AS at, ip FROM told WHERE t > 0 ORDER BY k, t DESC),
+    held AS (
+      SELECT k, at, ip, idle_since, idle_hour FROM key_uses JOIN last ON key_id = k
+      WHERE last_used IS NULL OR last_used <= at ORDER BY k FOR UPDATE OF key_uses
+    ),
     used AS (
-      INSERT INTO key_uses AS known (key_id, idle_since, last_used, last_used_ip)
-      SELECT k, at, at, ip FROM last ORDER BY k
-      ON CONFLICT (key_id) DO UPDATE SET idle_since = greatest(known.idle_since, excluded.idle_since),
-        last_used = excluded.last_used, last_used_ip = excluded.last_used_ip
-      WHERE known.last_used IS NULL OR known.last_used <= excluded.last_used),
+      UPDATE key_uses SET idle_since = greatest(held.idle_since, at), last_used = at, last_used_ip = ip
+      FROM held WHERE key_id = k
+    ),
     watched AS (
       UPDATE watched_keys AS watched SET idle_day = first.day
-      FROM (SELECT key_id, day FROM last JOIN watched_keys ON key_id = k AND idle_day < day
+      FROM (SELECT key_id, date_trunc('day', at, 'UTC') AS day FROM held JOIN watched_keys ON key_id = k
+        WHERE idle_hour < date_trunc('hour', at, 'UTC') AND idle_day < date_trunc('day', at, 'UTC')
         FOR UPDATE OF watched_keys SKIP LOCKED) AS first
-      WHERE watched.key_id = first.key_id)
+      WHERE watched.key_id = first.key_id
+    )
     SELECT DISTINCT w, k, (extract(epoch FROM h) * 1000)::float8 AS h
-    FROM written JOIN added ON (workspace_id, key_id, hour, code) = (w, k, h, c)
+    FROM written JOIN added ON (key_id, hour, code) = (k, h, c)
     WHERE count >= ${Math.ceil(busyFrom * BUSY_SHARE)}
       AND ${step(sql`count`)} > ${step(sql`greatest(count - n, 0.5)`)}`);
   return rows.map(({ w, k, h }) => ({ workspaceId: w, keyId: keyIdFromUuid(k), hourMs: h }));

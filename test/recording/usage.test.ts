@@ -1,11 +1,12 @@
 import { setFlagsFromString } from 'node:v8';
 import { runInNewContext } from 'node:vm';
+import { sql } from 'drizzle-orm';
 import { describe, expect, onTestFinished, test } from 'vitest';
 import { INVALID, type KeyRecord, refuse, refuseKey } from '../../src/domain/decision.ts';
-import { keyIdFromUuid } from '../../src/domain/key-id.ts';
+import { keyIdFromUuid, keyIdToUuid } from '../../src/domain/key-id.ts';
 import type { UsageObserver } from '../../src/recording/observer.ts';
 import { createUsageKeeper, type UsageKeeper } from '../../src/recording/usage.ts';
-import { createDatabase, type Database } from '../../src/storage/database.ts';
+import { createDatabase, type Database, type Executor } from '../../src/storage/database.ts';
 import { addUsage, beginFlush, findUses } from '../../src/storage/usage.ts';
 import { databaseOfTest, type TestDatabase } from '../support/database.ts';
 
@@ -37,6 +38,11 @@ async function openKeeper(
   options: { maxTallies?: number; disturb?: (attempt: number) => 'lose answer' | 'fail' | undefined } = {},
 ): Promise<Fixture> {
   const testDatabase = await databaseOfTest();
+  // As the trigger of api_keys makes them.
+  await testDatabase.query(
+    "INSERT INTO key_uses (key_id, idle_since) SELECT unnest($1::uuid[]), '2026-01-01T00:00:00Z'",
+    [Array.from({ length: 9 }, (_, index) => keyIdToUuid(keyOf(index + 1).key.id))],
+  );
   const real = createDatabase({
     url: testDatabase.url,
     poolSize: 2,
@@ -355,6 +361,35 @@ describe('the last use', () => {
     await late.close(5_000);
     const uses = await fixture.database.read((executor) => findUses(executor, [keyOf(1).key.id]));
     expect([...uses.values()]).toEqual([{ at: NOW, ip: null }]);
+  });
+
+  test('writes no index, but the first of an hour does', async () => {
+    const { database } = await openKeeper();
+    const updates = async (executor: Executor) => {
+      const { rows } = await executor.execute<{ all: number; hot: number }>(
+        sql`SELECT pg_stat_get_xact_tuples_updated('key_uses'::regclass)::int AS all,
+          pg_stat_get_xact_tuples_hot_updated('key_uses'::regclass)::int AS hot`,
+      );
+      return rows[0] ?? { all: Number.NaN, hot: Number.NaN };
+    };
+    const useAt = (atMs: number) =>
+      database.transaction(async (executor) => {
+        const before = await updates(executor);
+        await addUsage(executor, {
+          workspaceIds: [''],
+          keyIds: [keyOf(1).key.id],
+          hoursMs: [0],
+          codes: [''],
+          counts: [0],
+          usedMs: [atMs],
+          ips: [null],
+        });
+        const after = await updates(executor);
+        return { all: after.all - before.all, hot: after.hot - before.hot };
+      });
+    expect(await useAt(NOW)).toEqual({ all: 1, hot: 0 });
+    expect(await useAt(NOW + 1)).toEqual({ all: 1, hot: 1 });
+    expect(await useAt(NOW + HOUR_MS / 2)).toEqual({ all: 1, hot: 0 });
   });
 });
 

@@ -61,6 +61,22 @@ async function expectedIds(where: string, limit: number): Promise<string[]> {
   return rows.map(({ id }) => keyIdFromUuid(id));
 }
 
+test('a key is unused to the millisecond, within an hour too', async () => {
+  await useAllBut('false');
+  const usedAt = Math.floor(Date.now() / HOUR_MS) * HOUR_MS - HOUR_MS / 2;
+  const [{ id } = { id: '' }] = await app.database.query<{ id: string }>(
+    `UPDATE key_uses SET idle_since = $1, last_used = $1
+     WHERE key_id = (SELECT id FROM api_keys WHERE workspace_id = '${BIG_WORKSPACE}' LIMIT 1) RETURNING key_id AS id`,
+    [new Date(usedAt)],
+  );
+  const unusedSince = async (atMs: number) => {
+    const { body } = await app.get(`/v1/api-keys?unused_since=${new Date(atMs).toISOString()}`);
+    return body.data.map((key: { id: string }) => key.id);
+  };
+  expect(await unusedSince(usedAt)).toEqual([]);
+  expect(await unusedSince(usedAt + 1)).toEqual([keyIdFromUuid(id)]);
+});
+
 test.each([
   ['many and near', 'n % 3 = 0'],
   ['few', 'n % 701 = 0'],
