@@ -51,7 +51,7 @@ export interface KeyRecord {
   readonly accessToken?: (AccessToken & { readonly isRevoked: boolean }) | undefined;
   /**
    * Which tally it was last counted in, for recording/tallies.ts alone: to look for it there would cost more. Absent from
-   * a record until that was counted, unless memory holds it.
+   * a record that memory does not hold, and from what is made of one for a single use, until that was counted.
    */
   tally?: number;
 }
@@ -153,11 +153,19 @@ export function isVisible(key: Key, question: Question): boolean {
  */
 export function decide(record: KeyRecord, question: Question, catalogue: Catalogue, nowMs: number): Decision {
   if (!isVisible(record.key, question)) return INVALID;
-  const { accessToken } = record;
   const used =
-    accessToken === undefined ? record : { ...record, key: narrowKey(record.key, accessToken, catalogue) };
+    record.accessToken === undefined ? record : narrowRecord(record, record.accessToken, catalogue);
   const refusal = refusalOf(used, question, catalogue, nowMs);
   return refusal === undefined ? { active: true, record: used, nowMs } : refuseKey(refusal, used, nowMs);
+}
+
+/** The record as its access token has it: made anew for each use. */
+function narrowRecord(
+  { key, workspace, restrictions }: KeyRecord,
+  accessToken: NonNullable<KeyRecord['accessToken']>,
+  catalogue: Catalogue,
+): KeyRecord {
+  return { key: narrowKey(key, accessToken, catalogue), workspace, restrictions, accessToken };
 }
 
 function refusalOf(

@@ -2,8 +2,9 @@ import { setFlagsFromString } from 'node:v8';
 import { runInNewContext } from 'node:vm';
 import { sql } from 'drizzle-orm';
 import { describe, expect, onTestFinished, test } from 'vitest';
-import { INVALID, type KeyRecord, refuse, refuseKey } from '../../src/domain/decision.ts';
+import { decide, INVALID, type KeyRecord, refuse, refuseKey } from '../../src/domain/decision.ts';
 import { keyIdFromUuid, keyIdToUuid } from '../../src/domain/key-id.ts';
+import { EMPTY_CATALOGUE } from '../../src/domain/scope-catalogue.ts';
 import type { UsageObserver } from '../../src/recording/observer.ts';
 import { createUsageKeeper, type UsageKeeper } from '../../src/recording/usage.ts';
 import { createDatabase, type Database, type Executor } from '../../src/storage/database.ts';
@@ -18,7 +19,8 @@ const NOW = Math.floor(Date.now() / HOUR_MS) * HOUR_MS + HOUR_MS / 2;
 
 function keyOf(number: number, workspaceId = 'ws_acme'): KeyRecord {
   const id = keyIdFromUuid(`019b76da-a800-7000-8000-${number.toString(16).padStart(12, '0')}`);
-  return { key: { id, workspaceId }, restrictions: undefined } as KeyRecord;
+  const key = { id, workspaceId, scopes: [], revokedAt: null, expiresAt: null };
+  return { key, restrictions: undefined } as unknown as KeyRecord;
 }
 
 const active = (record: KeyRecord, nowMs = NOW) => ({ active: true, record, nowMs }) as const;
@@ -263,6 +265,24 @@ test('a key is counted on when its record was read anew, and where another has t
   ]);
   const uses = await fixture.database.read((executor) => findUses(executor, [first.key.id]));
   expect(uses.get(first.key.id)).toEqual({ at: NOW + 5, ip: '203.0.113.9' });
+});
+
+test('a key is counted in one tally however often an access token of it is shown', async () => {
+  const fixture = await openKeeper();
+  const accessToken = { scopes: [], expiresAt: NOW, isRevoked: false };
+  const record = {
+    ...keyOf(1),
+    accessToken,
+    workspace: { disabled: false },
+    tally: 0,
+  } as unknown as KeyRecord;
+  for (let times = 0; times < 100; times++) {
+    const decision = decide(record, { visibleWorkspaces: null }, EMPTY_CATALOGUE, NOW - 1);
+    fixture.keeper.introspected(decision, undefined, ASKING);
+  }
+  expect(fixture.keeper.pending()).toBe(1);
+  await fixture.keeper.close(5_000);
+  expect(await countsOf(fixture)).toEqual(['ws_acme 0 0 active 100', 'ws_acme 1 0 active 100']);
 });
 
 test('with no more room introspections are dropped and told so, and keys that have a place are counted on', async () => {
