@@ -36,8 +36,8 @@ const MOST_CHANCES = 16;
 /** Of so many characters at the end each number is made, where ids are random. */
 const NUMBER_LENGTH = 6;
 const TAG_LENGTH = 6;
-/** Odd, so that no bit of a character is lost, and at least as many as there are of them. */
-const FACTOR = 67;
+/** Odd, so that no bit of a character is lost, and more than the codes of an id's characters are apart. */
+const FACTOR = 79;
 
 export function createNameCache<Entry extends Cached<Entry>>({
   capacity,
