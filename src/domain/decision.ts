@@ -51,7 +51,7 @@ export interface KeyRecord {
   readonly accessToken?: (AccessToken & { readonly isRevoked: boolean }) | undefined;
   /**
    * Which tally it was last counted in, for recording/tallies.ts alone: to look for it there would cost more. Absent from
-   * a record that memory does not hold, and from what is made of one for a single use, until that was counted.
+   * a record that memory does not hold, and from what is made of one for a single use.
    */
   tally?: number;
 }

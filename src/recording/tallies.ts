@@ -36,10 +36,10 @@ const INDEX_OF = Object.fromEntries(OUTCOMES.map((outcome, index) => [outcome, i
 >;
 
 export function createTallies(): Tallies {
-  /** Each says in `tally` where it is here: it is so if it is found there. */
-  let records: KeyRecord[] = [];
-  /** One for each key whose record memory does not hold. */
-  const unheld = new Map<KeyId, KeyRecord>();
+  /** Those that memory holds. Each says in `tally` where it is here: it is so if it is found there. */
+  let records: (KeyRecord | undefined)[] = [];
+  /** The latest tally of each key whose record memory does not hold. */
+  const unheld = new Map<KeyId, Slot>();
   const keyIds: KeyId[] = [];
   const workspaceIds: string[] = [];
   const hours: number[] = [];
@@ -53,16 +53,18 @@ export function createTallies(): Tallies {
     size: () => keyIds.length,
 
     find(record, hour) {
-      const known = record.tally === undefined ? unheld.get(record.key.id) : record;
-      const slot = known?.tally ?? 0;
-      return known !== undefined && records[slot] === known && hours[slot] === hour ? slot : undefined;
+      const { tally } = record;
+      const slot = tally ?? unheld.get(record.key.id);
+      if (slot === undefined || hours[slot] !== hour) return undefined;
+      return tally === undefined || records[slot] === record ? slot : undefined;
     },
 
     open(record, hour) {
       const slot = keyIds.length;
-      if (record.tally === undefined) unheld.set(record.key.id, record);
-      record.tally = slot;
-      records.push(record);
+      const isHeld = record.tally !== undefined;
+      if (isHeld) record.tally = slot;
+      else unheld.set(record.key.id, slot);
+      records.push(isHeld ? record : undefined);
       keyIds.push(record.key.id);
       workspaceIds.push(record.key.workspaceId);
       hours.push(hour);

@@ -60,8 +60,8 @@ const FLUSH_EVERY_MS = 600;
 /** A batch is committed within a fraction of the time that a statement may take, and made without a pause to notice. */
 const BATCH_TALLIES = 5_000;
 /**
- * The bound of memory while the database is away: less than 200 bytes each. A tally takes a key that memory can answer
- * for, so that there are at most CACHED_KEYS for each hour.
+ * The bound of memory while the database is away: less than 200 bytes each. There is one for each
+ * key and hour, and another whenever memory has read the key anew.
  */
 const MAX_TALLIES = 1_000_000;
 /** Service keys whose use is noted with one flush. */

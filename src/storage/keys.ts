@@ -420,15 +420,14 @@ async function selectNearUnused(executor: Executor, page: KeyPage, unusedSince: 
   return rows.map(keyOf);
 }
 
-/** All keys that were neither made nor used since, unless they and those that were later in that hour are too many to name. */
+/** All keys that were neither made nor used since, unless they are too many to name. Their index knows the hour alone. */
 async function listIdle(executor: Executor, timeMs: number): Promise<string[] | undefined> {
   const rows = await executor
-    .select({ id: keyUses.keyId, idleSince: keyUses.idleSince })
+    .select({ id: keyUses.keyId })
     .from(keyUses)
-    .where(lte(keyUses.idleHour, new Date(timeMs)))
+    .where(and(lt(keyUses.idleHour, new Date(timeMs)), lt(keyUses.idleSince, new Date(timeMs))))
     .limit(MAX_IDLE_KEYS + 1);
-  if (rows.length > MAX_IDLE_KEYS) return undefined;
-  return rows.filter(({ idleSince }) => idleSince.getTime() < timeMs).map(({ id }) => id);
+  return rows.length > MAX_IDLE_KEYS ? undefined : rows.map((row) => row.id);
 }
 
 /** As a scalar, which the planner looks up key by key: made a join, it may begin with all uses there are. */

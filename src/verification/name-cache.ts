@@ -67,7 +67,7 @@ export function createNameCache<Entry extends Cached<Entry>>({
       const { value, done } = oldest.next();
       if (done) {
         oldest = undefined;
-        continue;
+        return;
       }
       const [number, entry] = value;
       first.delete(number);

@@ -10,6 +10,7 @@ import { createUsageKeeper, type UsageKeeper } from '../../src/recording/usage.t
 import { createDatabase, type Database, type Executor } from '../../src/storage/database.ts';
 import { addUsage, beginFlush, findUses } from '../../src/storage/usage.ts';
 import { databaseOfTest, type TestDatabase } from '../support/database.ts';
+import { useOf } from '../support/usage.ts';
 
 const ASKING = { id: 'req_1', caller: null };
 const HOUR_MS = 3_600_000;
@@ -395,15 +396,7 @@ describe('the last use', () => {
     const useAt = (atMs: number) =>
       database.transaction(async (executor) => {
         const before = await updates(executor);
-        await addUsage(executor, {
-          workspaceIds: [''],
-          keyIds: [keyOf(1).key.id],
-          hoursMs: [0],
-          codes: [''],
-          counts: [0],
-          usedMs: [atMs],
-          ips: [null],
-        });
+        await addUsage(executor, useOf(keyOf(1).key.id, atMs));
         const after = await updates(executor);
         return { all: after.all - before.all, hot: after.hot - before.hot };
       });

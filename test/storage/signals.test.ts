@@ -13,6 +13,7 @@ import { addFailures } from '../../src/storage/signal-sources.ts';
 import { listSignals, type SignalPage, type StoredSignal } from '../../src/storage/signals.ts';
 import { addUsage } from '../../src/storage/usage.ts';
 import { createTestDatabase, type TestDatabase } from '../support/database.ts';
+import { useOf } from '../support/usage.ts';
 
 const HOUR_MS = 3_600_000;
 const DAY_MS = 24 * HOUR_MS;
@@ -110,16 +111,7 @@ async function signals(page: Partial<SignalPage> = {}): Promise<StoredSignal[]> 
 
 /** A use that was not counted. */
 async function noteUse(id: KeyId, atMs: number): Promise<void> {
-  const used = {
-    workspaceIds: [''],
-    keyIds: [id],
-    hoursMs: [0],
-    codes: [''],
-    counts: [0],
-    usedMs: [atMs],
-    ips: [null],
-  };
-  await database.read((executor) => addUsage(executor, used));
+  await database.read((executor) => addUsage(executor, useOf(id, atMs)));
 }
 
 /** Which keys a rule tells of, at a time. */

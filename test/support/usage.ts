@@ -1,0 +1,15 @@
+import type { KeyId } from '../../src/domain/key-id.ts';
+import type { UsageBatch } from '../../src/storage/usage.ts';
+
+/** A use of a key that was not counted. */
+export function useOf(id: KeyId, atMs: number): UsageBatch {
+  return {
+    workspaceIds: [''],
+    keyIds: [id],
+    hoursMs: [0],
+    codes: [''],
+    counts: [0],
+    usedMs: [atMs],
+    ips: [null],
+  };
+}
