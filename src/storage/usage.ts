@@ -130,7 +130,7 @@ export async function addUsage(
       ON CONFLICT (workspace_id, key_id, hour, code) DO UPDATE SET count = known.count + excluded.count
       RETURNING key_id, hour, code, count
     ),
-    last AS (SELECT DISTINCT ON (k) k, to_timestamp(t / 1000) AS at, ip FROM told WHERE t > 0 ORDER BY k, t DESC),
+    last AS (SELECT DISTINCT ON (k) k, to_timestamp(t / 1000)::timestamptz(3) AS at, ip FROM told WHERE t > 0 ORDER BY k, t DESC),
     held AS (
       SELECT k, at, ip, idle_since, idle_hour FROM key_uses JOIN last ON key_id = k
       WHERE last_used IS NULL OR last_used <= at ORDER BY k FOR UPDATE OF key_uses

@@ -138,6 +138,17 @@ describe('a signal of the rule', () => {
       });
     });
 
+    test('is of the day that its last use stands for, in whole milliseconds', async () => {
+      const id = await makeKey(TODAY - 200 * DAY_MS);
+      await noteUse(id, TODAY - 91 * DAY_MS - 0.1);
+      expect(
+        await testDatabase.query(
+          'SELECT idle_day = idle_since AS same FROM watched_keys JOIN key_uses USING (key_id) WHERE key_id = $1',
+          [keyIdToUuid(id)],
+        ),
+      ).toEqual([{ same: true }]);
+    });
+
     test('is also one that was never used since it was made', async () => {
       const id = await makeKey(TODAY - 91 * DAY_MS);
       await makeKey(TODAY - 90 * DAY_MS);
