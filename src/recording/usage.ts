@@ -262,7 +262,7 @@ function withCallers(batch: UsageBatch, callers: ReadonlyMap<KeyId, KeyUse>): Us
   return {
     workspaceIds: batch.workspaceIds.concat(nothing),
     keyIds: batch.keyIds.concat([...callers.keys()]),
-    hoursMs: batch.hoursMs.concat(none),
+    hoursMs: batch.hoursMs.concat(uses.map(({ at }) => Math.floor(at / HOUR_MS) * HOUR_MS)),
     codes: batch.codes.concat(nothing),
     counts: batch.counts.concat(none),
     usedMs: batch.usedMs.concat(uses.map(({ at }) => at)),

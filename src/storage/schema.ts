@@ -465,6 +465,12 @@ export const keyUses = pgTable(
     idleHour: time('idle_hour')
       .notNull()
       .generatedAlwaysAs(sql`date_trunc('hour', idle_since AT TIME ZONE 'UTC') AT TIME ZONE 'UTC'`),
+    /** The hour of the last use, as its beginning, and how often the key was allowed within it: in `usage` once it is over. */
+    usedHour: time('used_hour').notNull().default(sql`'-infinity'`),
+    hourCount: bigint('hour_count', { mode: 'number' }).notNull().default(0),
+    /** What the statement that wrote this row has moved to `usage` (storage/usage.ts); of interest to that alone. */
+    movedHour: time('moved_hour'),
+    movedCount: bigint('moved_count', { mode: 'number' }),
   },
   (table) => [
     index('key_uses_idle_hour').on(table.idleHour),

@@ -4,7 +4,7 @@ import { keyIdToUuid } from '../domain/key-id.ts';
 import type { BurstThreshold, GrowthThreshold } from '../domain/signal.ts';
 import type { Executor } from './database.ts';
 import { failedAuthentications, keyGrowths, watchedKeys } from './schema.ts';
-import type { BusyHour } from './usage.ts';
+import { type BusyHour, countsOf } from './usage.ts';
 
 /* What signals are read from, beside what is recorded anyway (signals.ts). */
 
@@ -22,6 +22,7 @@ export async function noteGrowths(
   const looked = JSON.stringify(
     hours.map(({ workspaceId, keyId, hourMs }) => ({ w: workspaceId, k: keyIdToUuid(keyId), h: hourMs })),
   );
+  const counts = countsOf({ workspaceId: sql`w`, keyId: sql`k` });
   await executor.execute(sql`
     WITH looked AS (SELECT w, k, to_timestamp(h / 1000) AS h, to_timestamp(h / 1000) - interval '168 hours' AS week
       FROM json_to_recordset(${looked}::json) AS entry(w text, k uuid, h float8))
@@ -29,11 +30,11 @@ export async function noteGrowths(
     SELECT h, k, w, before.busiest
     FROM looked
       CROSS JOIN LATERAL (SELECT created_at FROM api_keys WHERE id = k OFFSET 0) AS key
-      CROSS JOIN LATERAL (SELECT sum(count) AS requests FROM usage
-        WHERE workspace_id = w AND key_id = k AND hour = h OFFSET 0) AS present
+      CROSS JOIN LATERAL (SELECT sum(count) AS requests FROM ${counts} AS counts
+        WHERE hour = h OFFSET 0) AS present
       CROSS JOIN LATERAL (SELECT coalesce(max(requests), 0) AS busiest FROM (
-        SELECT sum(count) AS requests FROM usage
-        WHERE workspace_id = w AND key_id = k AND hour >= week AND hour < h GROUP BY hour) AS hours OFFSET 0) AS before
+        SELECT sum(count) AS requests FROM ${counts} AS counts
+        WHERE hour >= week AND hour < h GROUP BY hour) AS hours OFFSET 0) AS before
     WHERE key.created_at <= week AND present.requests >= greatest(${minimum}::bigint, ${factor}::bigint * before.busiest)
     ORDER BY h, k
     ON CONFLICT (hour, key_id) DO NOTHING`);

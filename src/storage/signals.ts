@@ -4,6 +4,7 @@ import { SIGNAL_RULES, type SignalRule, type SignalThresholds } from '../domain/
 import { SYSTEM_WORKSPACE } from '../domain/workspace.ts';
 import type { Executor } from './database.ts';
 import type { LogCode } from './request-logs.ts';
+import { countsOf } from './usage.ts';
 
 /*
  * What deserves a look. Each rule is a list of its own, newest first, read in its order from an index that holds
@@ -135,8 +136,9 @@ const LISTS: Readonly<Record<SignalRule, List>> = {
     const { rows } = await executor.execute<KeyRow & { since: number; requests: number; busiest: number }>(
       statementOf(page, {
         select: sql`${ms(sql`hour`)} AS since, key_id AS tie, key_id, workspace_id, busiest::float8 AS busiest,
-        (SELECT coalesce(sum(count), 0) FROM usage WHERE usage.workspace_id = listed.workspace_id
-          AND usage.key_id = listed.key_id AND usage.hour = listed.hour)::float8 AS requests`,
+        (SELECT coalesce(sum(count), 0)
+          FROM ${countsOf({ workspaceId: sql`listed.workspace_id`, keyId: sql`listed.key_id` })} AS counts
+          WHERE counts.hour = listed.hour)::float8 AS requests`,
         from: sql`key_growths`,
         where: sql`${after(page, 'growth', { column: sql`hour`, tie: sql`key_id`, tieType: 'uuid' })}
         AND hour >= ${time(recentSince(page))}`,

@@ -8,7 +8,7 @@ import { EMPTY_CATALOGUE } from '../../src/domain/scope-catalogue.ts';
 import type { UsageObserver } from '../../src/recording/observer.ts';
 import { createUsageKeeper, type UsageKeeper } from '../../src/recording/usage.ts';
 import { createDatabase, type Database, type Executor } from '../../src/storage/database.ts';
-import { addUsage, beginFlush, findUses } from '../../src/storage/usage.ts';
+import { addUsage, beginFlush, findUses, readUsage, type UsageBatch } from '../../src/storage/usage.ts';
 import { databaseOfTest, type TestDatabase } from '../support/database.ts';
 import { useOf } from '../support/usage.ts';
 
@@ -94,12 +94,17 @@ async function openKeeper(
   return { keeper, database: real, test: testDatabase, reports, events };
 }
 
-/** What stands in the table: workspace, key (0: all), hours after that of NOW, outcome, count. */
+/** Counts in both of their places. Only keys of ws_acme are ever allowed anything here. */
+const COUNTS = `(SELECT * FROM usage
+  UNION ALL SELECT 'ws_acme', key_id, used_hour, 'active', hour_count FROM key_uses WHERE hour_count > 0) AS counts`;
+
+/** What is counted: workspace, key (0: all), hours after that of NOW, outcome, count. */
 async function countsOf({ test }: Fixture): Promise<string[]> {
   const found = await test.query<{ line: string }>(
     `SELECT concat_ws(' ', workspace_id, right(key_id::text, 1),
-       (extract(epoch FROM hour) * 1000 - $1::float8)::bigint / ${HOUR_MS}, code, count) AS line
-     FROM usage ORDER BY workspace_id, key_id, hour, code`,
+       (extract(epoch FROM hour) * 1000 - $1::float8)::bigint / ${HOUR_MS}, code, sum(count)) AS line
+     FROM ${COUNTS}
+     GROUP BY workspace_id, key_id, hour, code ORDER BY workspace_id, key_id, hour, code`,
     [NOW - HOUR_MS / 2],
   );
   return found.map(({ line }) => line);
@@ -232,8 +237,7 @@ test('two recorders that add the same rows in other orders do not wait for each 
   }
   expect(fixture.events.usageFlushFailed).toBe(0);
   const [sums] = await fixture.test.query(
-    'SELECT min(count), max(count) FROM usage WHERE key_id::text > $1',
-    ['01'],
+    'SELECT min(hour_count), max(hour_count) FROM key_uses WHERE hour_count > 0',
   );
   expect(sums).toEqual({ min: '10', max: '10' });
   for (const keeper of others) await keeper.close(5_000);
@@ -326,7 +330,7 @@ test('while the database is away memory grows by keys and hours, not by requests
   isAway = false;
   await fixture.keeper.close(60_000);
   const sums = await fixture.test.query(
-    `SELECT min(count), max(count), count(*)::int AS rows, code, hour < $1 AS first FROM usage
+    `SELECT min(count), max(count), count(*)::int AS rows, code, hour < $1 AS first FROM ${COUNTS}
      WHERE key_id > '00000000-0000-0000-0000-000000000000' GROUP BY code, first ORDER BY code, first DESC`,
     [new Date(NOW + HOUR_MS / 2)],
   );
@@ -403,6 +407,105 @@ describe('the last use', () => {
     expect(await useAt(NOW)).toEqual({ all: 1, hot: 0 });
     expect(await useAt(NOW + 1)).toEqual({ all: 1, hot: 1 });
     expect(await useAt(NOW + HOUR_MS / 2)).toEqual({ all: 1, hot: 0 });
+  });
+});
+
+describe('uses within the hour of the last one', () => {
+  const HOUR = NOW - HOUR_MS / 2;
+  const { id } = keyOf(1).key;
+
+  /** So many uses a minute into that hour after NOW's. */
+  function uses(hour: number, count: number): UsageBatch {
+    const hourMs = HOUR + hour * HOUR_MS;
+    return { ...useOf(id, hourMs + 60_000), workspaceIds: ['ws_acme'], codes: ['active'], counts: [count] };
+  }
+
+  const joined = (...batches: readonly UsageBatch[]): UsageBatch => ({
+    workspaceIds: batches.flatMap(({ workspaceIds }) => workspaceIds),
+    keyIds: batches.flatMap(({ keyIds }) => keyIds),
+    hoursMs: batches.flatMap(({ hoursMs }) => hoursMs),
+    codes: batches.flatMap(({ codes }) => codes),
+    counts: batches.flatMap(({ counts }) => counts),
+    usedMs: batches.flatMap(({ usedMs }) => usedMs),
+    ips: batches.flatMap(({ ips }) => ips),
+  });
+
+  /** Of the key itself: hours after NOW's, and how many are counted, in `usage` and beside the last use. */
+  async function placesOf({ test }: Fixture): Promise<{ usage: string[]; beside: string[] }> {
+    const of = async (from: string) => {
+      const found = await test.query<{ line: string }>(
+        `SELECT ((extract(epoch FROM hour) * 1000 - $1::float8) / ${HOUR_MS})::int || ': ' || count AS line
+         FROM ${from} WHERE key_id = $2 ORDER BY hour`,
+        [HOUR, keyIdToUuid(id)],
+      );
+      return found.map(({ line }) => line);
+    };
+    return {
+      usage: await of('usage'),
+      beside: await of('(SELECT key_id, used_hour AS hour, hour_count AS count FROM key_uses) AS uses'),
+    };
+  }
+
+  const written = async (...batches: readonly UsageBatch[]) => {
+    const fixture = await openKeeper();
+    for (const batch of batches) await fixture.database.read((executor) => addUsage(executor, batch));
+    return placesOf(fixture);
+  };
+
+  test('are counted beside it, and moved to the usage when another hour has one', async () => {
+    expect(await written(uses(0, 2), uses(0, 3))).toEqual({ usage: [], beside: ['0: 5'] });
+    expect(await written(uses(0, 2), uses(2, 3))).toEqual({ usage: ['0: 2'], beside: ['2: 3'] });
+    expect(await written(uses(0, 2), uses(1, 3), uses(1, 4))).toEqual({ usage: ['0: 2'], beside: ['1: 7'] });
+  });
+
+  test('go to the usage where a later hour has one already', async () => {
+    expect(await written(uses(1, 2), uses(0, 3), uses(1, 1))).toEqual({ usage: ['0: 3'], beside: ['1: 3'] });
+    expect(await written(uses(1, 2), uses(0, 3), uses(0, 4))).toEqual({ usage: ['0: 7'], beside: ['1: 2'] });
+  });
+
+  test('are all counted where a batch has several tallies of a key', async () => {
+    expect(await written(joined(uses(0, 1), uses(1, 2), uses(0, 3), uses(1, 4)))).toEqual({
+      usage: ['0: 4', expect.stringMatching(/^1: [24]$/)],
+      beside: [expect.stringMatching(/^1: [24]$/)],
+    });
+    expect(await written(uses(0, 5), joined(uses(1, 2), uses(2, 3)), uses(2, 1))).toEqual({
+      usage: ['0: 5', '1: 2'],
+      beside: ['2: 4'],
+    });
+  });
+
+  test('are moved by the first use that is noted without being counted, and only once', async () => {
+    const noted = useOf(id, HOUR + HOUR_MS + 60_000);
+    expect(await written(uses(0, 2), noted, noted)).toEqual({ usage: ['0: 2'], beside: ['1: 0'] });
+  });
+
+  test('are told in whichever place they are, and as often whatever the order in which they come', async () => {
+    const fixture = await openKeeper();
+    const others = [
+      fixture.keeper,
+      createUsageKeeper({ database: fixture.database, report: () => undefined }),
+    ];
+    const expected = new Map<number, number>();
+    for (let round = 0; round < 12; round++) {
+      const hour = [0, 1, 0, 2, 1, 3, 2, 0, 3, 3, 1, 2][round] ?? 0;
+      for (const [index, keeper] of others.entries()) {
+        for (let times = 0; times <= index; times++)
+          keeper.introspected(active(keyOf(1), HOUR + hour * HOUR_MS + round), undefined, ASKING);
+      }
+      expected.set(HOUR + hour * HOUR_MS, (expected.get(HOUR + hour * HOUR_MS) ?? 0) + 3);
+      if (round % 3 === 2)
+        await expect.poll(() => others.map((keeper) => keeper.pending()), IN_TIME).toEqual([0, 0]);
+    }
+    for (const keeper of others) await keeper.close(5_000);
+    for (const keyId of [id, undefined]) {
+      const span = { workspaceId: 'ws_acme', keyId, granularity: 'hour', fromMs: 0, toMs: NOW * 2 } as const;
+      const told = await fixture.database.read((executor) => readUsage(executor, span));
+      expect(told).toEqual(
+        [...expected]
+          .sort(([left], [right]) => left - right)
+          .map(([startMs, count]) => ({ startMs, code: 'active', count })),
+      );
+    }
   });
 });
 
