@@ -6,6 +6,7 @@ import { bucketOf } from '../domain/duration-histogram.ts';
 import type { KeyId } from '../domain/key-id.ts';
 import type { GrowthThreshold } from '../domain/signal.ts';
 import { HOUR_MS } from '../domain/usage.ts';
+import { SYSTEM_WORKSPACE } from '../domain/workspace.ts';
 import type { Database } from '../storage/database.ts';
 import { noteGrowths } from '../storage/signal-sources.ts';
 import {
@@ -258,12 +259,11 @@ export function createUsageKeeper(options: UsageOptions): UsageKeeper {
 function withCallers(batch: UsageBatch, callers: ReadonlyMap<KeyId, KeyUse>): UsageBatch {
   const uses = [...callers.values()];
   const none = uses.map(() => 0);
-  const nothing = uses.map(() => '');
   return {
-    workspaceIds: batch.workspaceIds.concat(nothing),
+    workspaceIds: batch.workspaceIds.concat(uses.map(() => SYSTEM_WORKSPACE)),
     keyIds: batch.keyIds.concat([...callers.keys()]),
     hoursMs: batch.hoursMs.concat(uses.map(({ at }) => Math.floor(at / HOUR_MS) * HOUR_MS)),
-    codes: batch.codes.concat(nothing),
+    codes: batch.codes.concat(uses.map(() => 'active')),
     counts: batch.counts.concat(none),
     usedMs: batch.usedMs.concat(uses.map(({ at }) => at)),
     ips: batch.ips.concat(uses.map(({ ip }) => ip)),

@@ -400,8 +400,8 @@ export const verifiedSecrets = pgTable('verified_secrets', {
 });
 
 /**
- * How many introspections of a key came to what outcome, by the hour; under `EVERY_KEY`, all keys of the workspace.
- * Partitioned by month, by hand.
+ * How many introspections of a key came to what outcome, by the hour, but for those that `key_uses` counts; under
+ * `EVERY_KEY`, all keys of the workspace. Partitioned by month, by hand.
  */
 export const usage = pgTable(
   'usage',

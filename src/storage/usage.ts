@@ -12,7 +12,7 @@ const EVERY_KEY = '00000000-0000-0000-0000-000000000000';
 /**
  * What keys came to, a column for each member: so many introspections of a key had this outcome within the hour that
  * begins at `hoursMs`; and at `usedMs`, within that hour, it was used last, by a client at this address, in its one
- * spelling: where the outcome is `active`. A count of 0 adds nothing, nor does a use at 0.
+ * spelling: only where the outcome is `active`. A count of 0 adds nothing, nor does a use at 0.
  */
 export interface UsageBatch {
   readonly workspaceIds: readonly string[];
@@ -162,7 +162,7 @@ export async function addUsage(
       INSERT INTO usage AS known (workspace_id, key_id, hour, code, count)
       SELECT w, k, h, c, sum(n) FROM (
         SELECT w, k, h, c, n FROM counted
-        UNION ALL SELECT w, k, moved_hour, c, moved_count FROM noted JOIN uses ON k = key_id
+        UNION ALL SELECT w, k, moved_hour, 'active', moved_count FROM noted JOIN uses ON k = key_id
           WHERE place < 2 AND moved_count > 0
         UNION ALL SELECT w, ${EVERY_KEY}::uuid, to_timestamp(h / 1000), c, sum(n)::bigint FROM told
           WHERE n > 0 GROUP BY w, h, c

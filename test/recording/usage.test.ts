@@ -475,8 +475,12 @@ describe('uses within the hour of the last one', () => {
   });
 
   test('are moved by the first use that is noted without being counted, and only once', async () => {
-    const noted = useOf(id, HOUR + HOUR_MS + 60_000);
-    expect(await written(uses(0, 2), noted, noted)).toEqual({ usage: ['0: 2'], beside: ['1: 0'] });
+    const fixture = await openKeeper();
+    const noted = { ...useOf(id, HOUR + HOUR_MS + 60_000), workspaceIds: ['ws_acme'] };
+    for (const batch of [uses(0, 2), noted, noted])
+      await fixture.database.read((executor) => addUsage(executor, batch));
+    expect(await placesOf(fixture)).toEqual({ usage: ['0: 2'], beside: ['1: 0'] });
+    expect(await countsOf(fixture)).toEqual(['ws_acme 0 0 active 2', 'ws_acme 1 0 active 2']);
   });
 
   test('are told in whichever place they are, and as often whatever the order in which they come', async () => {

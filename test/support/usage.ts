@@ -8,7 +8,7 @@ export function useOf(id: KeyId, atMs: number): UsageBatch {
     workspaceIds: [''],
     keyIds: [id],
     hoursMs: [Math.floor(atMs / HOUR_MS) * HOUR_MS],
-    codes: [''],
+    codes: ['active'],
     counts: [0],
     usedMs: [atMs],
     ips: [null],
