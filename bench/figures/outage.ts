@@ -56,7 +56,9 @@ export async function outage(bench: Bench, { outage: outageSeconds }: Options): 
   proxy.deliver();
   await written();
   const [row] = await database.query<{ count: number }>(
-    "SELECT sum(count)::float8 AS count FROM usage WHERE key_id <> '00000000-0000-0000-0000-000000000000'",
+    `SELECT sum(count)::float8 AS count FROM (
+       SELECT count FROM usage WHERE key_id <> '00000000-0000-0000-0000-000000000000'
+       UNION ALL SELECT hour_count FROM key_uses) AS counts`,
   );
   await service.stop();
   await proxy.close();

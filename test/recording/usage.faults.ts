@@ -161,11 +161,16 @@ function startLoad(instances: readonly Instance[], cases: readonly Case[], count
   };
 }
 
-/** What the table says, by key and outcome. */
+/** Counts in both of their places. */
+const COUNTS = `(SELECT workspace_id, key_id, code, count FROM usage
+  UNION ALL SELECT workspace_id, key_id, 'active', hour_count FROM key_uses JOIN api_keys ON id = key_id
+    WHERE hour_count > 0) AS counts`;
+
+/** What the tables say, by key and outcome. */
 async function countedIn(database: string): Promise<Map<string, number>> {
   const rows = await postgres.query<{ key_id: string; code: string; count: string }>(
     database,
-    `SELECT key_id, code, sum(count) AS count FROM usage
+    `SELECT key_id, code, sum(count) AS count FROM ${COUNTS}
      WHERE key_id <> '00000000-0000-0000-0000-000000000000' GROUP BY key_id, code`,
   );
   return new Map(rows.map(({ key_id, code, count }) => [`${keyIdFromUuid(key_id)} ${code}`, Number(count)]));
@@ -248,7 +253,7 @@ describe('what introspections came to is counted to the last one', () => {
     const counted = await countedIn(database);
     expect(sorted(counted)).toEqual(sorted(load.told));
 
-    const byWorkspace = `SELECT workspace_id, code, sum(count)::int AS count FROM usage
+    const byWorkspace = `SELECT workspace_id, code, sum(count)::int AS count FROM ${COUNTS}
       WHERE (key_id = '00000000-0000-0000-0000-000000000000') = $1 GROUP BY workspace_id, code ORDER BY 1, 2`;
     expect(await postgres.query(database, byWorkspace, [true])).toEqual(
       await postgres.query(database, byWorkspace, [false]),
