@@ -106,8 +106,8 @@ function groupByStart<T extends { readonly startMs: number }>(entries: readonly 
   return groups;
 }
 
-/** UTC has days of 24 hours in POSIX time. */
-function startOf(granularity: Granularity, timeMs: number): number {
+/** The beginning of the hour or UTC day of a time, in milliseconds since the epoch. UTC has days of 24 hours in POSIX time. */
+export function startOf(granularity: Granularity, timeMs: number): number {
   const step = granularity === 'hour' ? HOUR_MS : DAY_MS;
   return Math.floor(timeMs / step) * step;
 }

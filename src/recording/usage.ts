@@ -5,7 +5,7 @@ import type { KeyRecord } from '../domain/decision.ts';
 import { bucketOf } from '../domain/duration-histogram.ts';
 import type { KeyId } from '../domain/key-id.ts';
 import type { GrowthThreshold } from '../domain/signal.ts';
-import { HOUR_MS } from '../domain/usage.ts';
+import { HOUR_MS, startOf } from '../domain/usage.ts';
 import { SYSTEM_WORKSPACE } from '../domain/workspace.ts';
 import type { Database } from '../storage/database.ts';
 import { noteGrowths } from '../storage/signal-sources.ts';
@@ -222,7 +222,7 @@ export function createUsageKeeper(options: UsageOptions): UsageKeeper {
         reports.map(({ keyId, workspaceId, at, durationMs }) => ({
           keyId,
           workspaceId,
-          hourMs: Math.floor(at / HOUR_MS) * HOUR_MS,
+          hourMs: startOf('hour', at),
           bucket: bucketOf(durationMs),
           count: 1,
           sumUs: Math.round(durationMs * 1000),
@@ -262,7 +262,7 @@ function withCallers(batch: UsageBatch, callers: ReadonlyMap<KeyId, KeyUse>): Us
   return {
     workspaceIds: batch.workspaceIds.concat(uses.map(() => SYSTEM_WORKSPACE)),
     keyIds: batch.keyIds.concat([...callers.keys()]),
-    hoursMs: batch.hoursMs.concat(uses.map(({ at }) => Math.floor(at / HOUR_MS) * HOUR_MS)),
+    hoursMs: batch.hoursMs.concat(uses.map(({ at }) => startOf('hour', at))),
     codes: batch.codes.concat(uses.map(() => 'active')),
     counts: batch.counts.concat(none),
     usedMs: batch.usedMs.concat(uses.map(({ at }) => at)),

@@ -414,10 +414,10 @@ describe('uses within the hour of the last one', () => {
   const HOUR = NOW - HOUR_MS / 2;
   const { id } = keyOf(1).key;
 
-  /** So many uses a minute into that hour after NOW's. */
-  function uses(hour: number, count: number): UsageBatch {
-    const hourMs = HOUR + hour * HOUR_MS;
-    return { ...useOf(id, hourMs + 60_000), workspaceIds: ['ws_acme'], codes: ['active'], counts: [count] };
+  /** So many uses, the last of them so far into that hour after NOW's. */
+  function uses(hour: number, count: number, intoMs = 60_000): UsageBatch {
+    const atMs = HOUR + hour * HOUR_MS + intoMs;
+    return { ...useOf(id, atMs), workspaceIds: ['ws_acme'], codes: ['active'], counts: [count] };
   }
 
   const joined = (...batches: readonly UsageBatch[]): UsageBatch => ({
@@ -464,9 +464,9 @@ describe('uses within the hour of the last one', () => {
   });
 
   test('are all counted where a batch has several tallies of a key', async () => {
-    expect(await written(joined(uses(0, 1), uses(1, 2), uses(0, 3), uses(1, 4)))).toEqual({
-      usage: ['0: 4', expect.stringMatching(/^1: [24]$/)],
-      beside: [expect.stringMatching(/^1: [24]$/)],
+    expect(await written(joined(uses(0, 1), uses(1, 2), uses(0, 3), uses(1, 4, 120_000)))).toEqual({
+      usage: ['0: 4', '1: 2'],
+      beside: ['1: 4'],
     });
     expect(await written(uses(0, 5), joined(uses(1, 2), uses(2, 3)), uses(2, 1))).toEqual({
       usage: ['0: 5', '1: 2'],
@@ -481,6 +481,23 @@ describe('uses within the hour of the last one', () => {
       await fixture.database.read((executor) => addUsage(executor, batch));
     expect(await placesOf(fixture)).toEqual({ usage: ['0: 2'], beside: ['1: 0'] });
     expect(await countsOf(fixture)).toEqual(['ws_acme 0 0 active 2', 'ws_acme 1 0 active 2']);
+  });
+
+  test('stay with it when the usage of their month is dropped', async () => {
+    const fixture = await openKeeper();
+    for (const batch of [uses(0, 2), uses(1, 3)])
+      await fixture.database.read((executor) => addUsage(executor, batch));
+    await fixture.test.query('TRUNCATE usage');
+    const span = {
+      workspaceId: 'ws_acme',
+      keyId: id,
+      granularity: 'hour',
+      fromMs: 0,
+      toMs: NOW * 2,
+    } as const;
+    expect(await fixture.database.read((executor) => readUsage(executor, span))).toEqual([
+      { startMs: HOUR + HOUR_MS, code: 'active', count: 3 },
+    ]);
   });
 
   test('are told in whichever place they are, and as often whatever the order in which they come', async () => {

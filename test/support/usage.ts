@@ -1,5 +1,5 @@
 import type { KeyId } from '../../src/domain/key-id.ts';
-import { HOUR_MS } from '../../src/domain/usage.ts';
+import { startOf } from '../../src/domain/usage.ts';
 import type { UsageBatch } from '../../src/storage/usage.ts';
 
 /** A use of a key that was not counted. */
@@ -7,7 +7,7 @@ export function useOf(id: KeyId, atMs: number): UsageBatch {
   return {
     workspaceIds: [''],
     keyIds: [id],
-    hoursMs: [Math.floor(atMs / HOUR_MS) * HOUR_MS],
+    hoursMs: [startOf('hour', atMs)],
     codes: ['active'],
     counts: [0],
     usedMs: [atMs],
