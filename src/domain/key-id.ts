@@ -18,9 +18,9 @@ const VALUES = new Uint8Array(128).fill(NO_VALUE);
 const FIRST_BITS = 3;
 const HEX = Buffer.from('0123456789abcdef');
 const DASH = 0x2d;
-const BYTES = 16;
+export const KEY_ID_BYTES = 16;
 /** Where ids are read and UUIDs are written, since neither ever yields to another. */
-const uuidBytes = Buffer.alloc(BYTES);
+const uuidBytes = Buffer.alloc(KEY_ID_BYTES);
 const uuidText = Buffer.alloc(36, DASH);
 /** Where the two digits of each byte stand: past the dashes before them. */
 const HEX_AT = [0, 2, 4, 6, 9, 11, 14, 16, 19, 21, 24, 26, 28, 30, 32, 34];
@@ -60,7 +60,7 @@ export function keyIdFromBytes(bytes: Uint8Array): KeyId {
 
 /** @throws TypeError for what is no key id. */
 export function keyIdToBytes(id: KeyId): Uint8Array {
-  const bytes = new Uint8Array(BYTES);
+  const bytes = new Uint8Array(KEY_ID_BYTES);
   writeKeyId(id, bytes, 0);
   return bytes;
 }

@@ -50,8 +50,10 @@ export function watchRecording(
   { gauge }: Instruments,
   { usage, requestLog, failures }: Pick<Core, 'usage' | 'requestLog' | 'failures'>,
 ): void {
-  gauge('usage_pending', 'Keys whose usage waits in memory to be written, by the hour.', () =>
-    usage.pending(),
+  gauge(
+    'usage_pending',
+    'Counts of usage that wait in memory to be written, one for each key, hour and outcome.',
+    () => usage.pending(),
   );
   gauge(
     'usage_lag_seconds',

@@ -1,121 +1,203 @@
 import { spellAddress } from '../domain/address.ts';
 import { type KeyRecord, OUTCOMES, type Outcome } from '../domain/decision.ts';
-import type { KeyId } from '../domain/key-id.ts';
-import { HOUR_MS } from '../domain/usage.ts';
-import type { UsageBatch } from '../storage/usage.ts';
+import type { Key } from '../domain/key.ts';
+import { KEY_ID_BYTES, type KeyId, writeKeyId } from '../domain/key-id.ts';
+import { HOUR_MS, startOf } from '../domain/usage.ts';
+import type { KeyUse, UsageBatch } from '../storage/usage.ts';
 
-/** Which of the tallies it is: the first is 0. */
+/** Which of the tallies that gather it is: the first is 0. */
 type Slot = number;
 
 /**
- * What keys came to: a tally for each key and hour. In columns, since most tallies are of a key that is used once
- * before they are written: an object for each would be made, copied twice and collected at more cost than the use. And
- * found by what the record of the key says of it, for the same reason; in a Map only where memory does not hold the
- * record, and each use brings another. A key that is read anew meanwhile has two tallies.
+ * What keys came to: a tally for each key, hour and outcome. In columns, since most tallies are of a key that is used
+ * once before they are written: an object for each would be made, copied twice and collected at more cost than the use.
+ * The columns lie in chunks, which are used again: what is made anew for each second lives just long enough for the
+ * collector to move it among what is old, whose collection reads all of memory. An id is written down as its bytes at
+ * once, while it is at hand: a second later the key has to be fetched anew.
+ *
+ * A tally is found by what the record of the key says of it, and from there by the chain of those that the key had
+ * before; in a Map only where memory does not hold the record, and each use brings another. A key that is read anew
+ * meanwhile has two tallies.
  */
 export interface Tallies {
+  /** Those that gather. */
   size(): number;
-  /** The tally of a key for an hour (hours since the epoch), if there is one. */
-  find(record: KeyRecord, hour: number): Slot | undefined;
+  /** The tally of an outcome of a key within an hour (hours since the epoch), if there is one. */
+  find(record: KeyRecord, hour: number, outcome: Outcome): Slot | undefined;
   /** Begins one. */
-  open(record: KeyRecord, hour: number): Slot;
-  count(slot: Slot, outcome: Outcome): void;
+  open(record: KeyRecord, hour: number, outcome: Outcome): Slot;
+  count(slot: Slot): void;
   /** Notes a use at `atMs` by a client at this address, as it was told; not one that is older than what is known. */
   use(slot: Slot, atMs: number, ip: string | null | undefined): void;
-  /** No more is to be found or opened: what that took is let go. */
-  seal(): void;
-  /** What the tallies from `from` up to `to` have come to. */
-  batch(from: Slot, to: Slot): UsageBatch;
-  /** How many introspections the tallies from `from` on have counted. */
-  sum(from: Slot): number;
+  /** Begins a tally of a use that is not counted. */
+  note(key: Owner, use: KeyUse): void;
+  /** How many introspections they have counted. */
+  sum(): number;
+  /** Hands over all that there are, and begins anew. */
+  take(): TallyBatch[];
 }
+
+type Owner = Pick<Key, 'id' | 'workspaceId'>;
+
+/** Tallies that are written together. */
+export interface TallyBatch {
+  readonly size: number;
+  sum(): number;
+  usage(): UsageBatch;
+  /** They are written: their place is for others. */
+  release(): void;
+}
+
+/** A batch is committed within a fraction of the time that a statement may take, and made without a pause to notice. */
+const CHUNK_BITS = 12;
+const CHUNK_TALLIES = 1 << CHUNK_BITS;
+const CHUNK_MASK = CHUNK_TALLIES - 1;
+/** Chunks that wait to be used again: as many as a second of a busy instance fills. */
+const MOST_SPARE = 8;
+const NONE = -1;
 
 const INDEX_OF = Object.fromEntries(OUTCOMES.map((outcome, index) => [outcome, index])) as Record<
   Outcome,
   number
 >;
 
-export function createTallies(): Tallies {
-  /** Those that memory holds. Each says in `tally` where it is here: it is so if it is found there. */
-  let records: (KeyRecord | undefined)[] = [];
-  /** The latest tally of each key whose record memory does not hold. */
-  const unheld = new Map<KeyId, Slot>();
-  const keyIds: KeyId[] = [];
-  const workspaceIds: string[] = [];
-  const hours: number[] = [];
-  /** Database time of the last success; 0: none. */
-  const usedAt: number[] = [];
-  const usedIps: (string | null | undefined)[] = [];
-  /** By outcome, then by slot: as far as that outcome was counted. */
-  const counted: number[][] = OUTCOMES.map(() => []);
-
+function createChunk() {
   return {
-    size: () => keyIds.length,
-
-    find(record, hour) {
-      const { tally } = record;
-      const slot = tally ?? unheld.get(record.key.id);
-      if (slot === undefined || hours[slot] !== hour) return undefined;
-      return tally === undefined || records[slot] === record ? slot : undefined;
-    },
-
-    open(record, hour) {
-      const slot = keyIds.length;
-      const isHeld = record.tally !== undefined;
-      if (isHeld) record.tally = slot;
-      else unheld.set(record.key.id, slot);
-      records.push(isHeld ? record : undefined);
-      keyIds.push(record.key.id);
-      workspaceIds.push(record.key.workspaceId);
-      hours.push(hour);
-      usedAt.push(0);
-      usedIps.push(null);
-      return slot;
-    },
-
-    count(slot, outcome) {
-      const counts = counted[INDEX_OF[outcome]] ?? [];
-      while (counts.length <= slot) counts.push(0);
-      counts[slot] = (counts[slot] ?? 0) + 1;
-    },
-
-    use(slot, atMs, ip) {
-      if (atMs < (usedAt[slot] ?? 0)) return;
-      usedAt[slot] = atMs;
-      usedIps[slot] = ip;
-    },
-
-    seal() {
-      records = [];
-      unheld.clear();
-    },
-
-    batch(from, to) {
-      const found = emptyBatch();
-      for (const [index, outcome] of OUTCOMES.entries()) {
-        const counts = counted[index] ?? [];
-        const isUse = outcome === 'active';
-        for (let slot = from; slot < Math.min(to, counts.length); slot++) {
-          const count = counts[slot] ?? 0;
-          if (count === 0) continue;
-          found.workspaceIds.push(workspaceIds[slot] ?? '');
-          found.keyIds.push(keyIds[slot] ?? '');
-          found.hoursMs.push((hours[slot] ?? 0) * HOUR_MS);
-          found.codes.push(outcome);
-          found.counts.push(count);
-          found.usedMs.push(isUse ? (usedAt[slot] ?? 0) : 0);
-          found.ips.push(isUse ? spellAddress(usedIps[slot]) : null);
-        }
-      }
-      return found;
-    },
-
-    sum: (from) => counted.flatMap((counts) => counts.slice(from)).reduce((sum, count) => sum + count, 0),
+    length: 0,
+    /** Those that memory holds. Each says in `tally` where it is here: it is so if it is found there. */
+    records: new Array<KeyRecord | undefined>(CHUNK_TALLIES).fill(undefined),
+    /** The tally that the key had before this one. */
+    former: new Int32Array(CHUNK_TALLIES),
+    ids: new Uint8Array(CHUNK_TALLIES * KEY_ID_BYTES),
+    workspaceIds: new Array<string>(CHUNK_TALLIES).fill(''),
+    hours: new Int32Array(CHUNK_TALLIES),
+    outcomes: new Uint8Array(CHUNK_TALLIES),
+    counts: new Float64Array(CHUNK_TALLIES),
+    /** Database time of the last success; 0: none. */
+    usedAt: new Float64Array(CHUNK_TALLIES),
+    usedIps: new Array<string | null | undefined>(CHUNK_TALLIES).fill(null),
   };
 }
 
-function emptyBatch() {
-  return { workspaceIds: [], keyIds: [], hoursMs: [], codes: [], counts: [], usedMs: [], ips: [] } as {
-    [column in keyof UsageBatch]: UsageBatch[column][number][];
+type Chunk = ReturnType<typeof createChunk>;
+
+export function createTallies(): Tallies {
+  let chunks: Chunk[] = [];
+  let size = 0;
+  /** The latest tally of each key whose record memory does not hold. */
+  const unheld = new Map<KeyId, Slot>();
+  const spare: Chunk[] = [];
+
+  /** The latest tally of a key, if there is one. */
+  function latestOf(record: KeyRecord): Slot {
+    const { tally } = record;
+    if (tally === undefined) return unheld.get(record.key.id) ?? NONE;
+    return chunks[tally >> CHUNK_BITS]?.records[tally & CHUNK_MASK] === record ? tally : NONE;
+  }
+
+  const chunkOf = (slot: Slot) => chunks[slot >> CHUNK_BITS] as Chunk;
+
+  /** Begins a tally of nothing yet, which nothing leads to. */
+  function append({ id, workspaceId }: Owner, hour: number, outcome: Outcome): Slot {
+    if (size >> CHUNK_BITS === chunks.length) chunks.push(spare.pop() ?? createChunk());
+    const chunk = chunkOf(size);
+    const at = chunk.length;
+    writeKeyId(id, chunk.ids, at * KEY_ID_BYTES);
+    chunk.former[at] = NONE;
+    chunk.workspaceIds[at] = workspaceId;
+    chunk.hours[at] = hour;
+    chunk.outcomes[at] = INDEX_OF[outcome];
+    chunk.counts[at] = 0;
+    chunk.usedAt[at] = 0;
+    chunk.length++;
+    return size++;
+  }
+
+  function use(slot: Slot, atMs: number, ip: string | null | undefined): void {
+    const { usedAt, usedIps } = chunkOf(slot);
+    const at = slot & CHUNK_MASK;
+    if (atMs < (usedAt[at] ?? 0)) return;
+    usedAt[at] = atMs;
+    usedIps[at] = ip;
+  }
+
+  function release(chunk: Chunk): void {
+    if (spare.length === MOST_SPARE) return;
+    chunk.length = 0;
+    chunk.usedIps.fill(null);
+    spare.push(chunk);
+  }
+
+  return {
+    size: () => size,
+
+    find(record, hour, outcome) {
+      const index = INDEX_OF[outcome];
+      for (let slot = latestOf(record); slot !== NONE; ) {
+        const chunk = chunkOf(slot);
+        const at = slot & CHUNK_MASK;
+        if (chunk.hours[at] === hour && chunk.outcomes[at] === index) return slot;
+        slot = chunk.former[at] ?? NONE;
+      }
+      return undefined;
+    },
+
+    open(record, hour, outcome) {
+      const former = latestOf(record);
+      const slot = append(record.key, hour, outcome);
+      const chunk = chunkOf(slot);
+      chunk.former[slot & CHUNK_MASK] = former;
+      if (record.tally === undefined) {
+        unheld.set(record.key.id, slot);
+      } else {
+        record.tally = slot;
+        chunk.records[slot & CHUNK_MASK] = record;
+      }
+      return slot;
+    },
+
+    count(slot) {
+      const { counts } = chunkOf(slot);
+      counts[slot & CHUNK_MASK] = (counts[slot & CHUNK_MASK] ?? 0) + 1;
+    },
+
+    use,
+
+    note(key, { at, ip }) {
+      use(append(key, startOf('hour', at) / HOUR_MS, 'active'), at, ip);
+    },
+
+    sum: () => chunks.reduce((sum, chunk) => sum + sumOf(chunk), 0),
+
+    take() {
+      const taken = chunks;
+      chunks = [];
+      size = 0;
+      unheld.clear();
+      // Records are let go, since from now on nothing is found by them.
+      for (const { records } of taken) records.fill(undefined);
+      return taken.map((chunk) => ({
+        size: chunk.length,
+        sum: () => sumOf(chunk),
+        usage: () => usageOf(chunk),
+        release: () => release(chunk),
+      }));
+    },
+  };
+}
+
+function sumOf({ counts, length }: Chunk): number {
+  return counts.subarray(0, length).reduce((sum, count) => sum + count, 0);
+}
+
+function usageOf({ length, ids, workspaceIds, hours, outcomes, counts, usedAt, usedIps }: Chunk): UsageBatch {
+  return {
+    workspaceIds: workspaceIds.slice(0, length),
+    keyIds: ids.subarray(0, length * KEY_ID_BYTES),
+    hoursMs: Float64Array.from(hours.subarray(0, length), (hour) => hour * HOUR_MS),
+    codes: Array.from(outcomes.subarray(0, length), (index) => OUTCOMES[index] ?? ''),
+    counts: counts.subarray(0, length),
+    usedMs: usedAt.subarray(0, length),
+    ips: usedIps.slice(0, length).map(spellAddress),
   };
 }

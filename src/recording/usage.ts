@@ -1,7 +1,7 @@
 import { randomUUID } from 'node:crypto';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { spellAddress } from '../domain/address.ts';
-import type { KeyRecord } from '../domain/decision.ts';
+import type { KeyRecord, Outcome } from '../domain/decision.ts';
 import { bucketOf } from '../domain/duration-histogram.ts';
 import type { KeyId } from '../domain/key-id.ts';
 import type { GrowthThreshold } from '../domain/signal.ts';
@@ -20,13 +20,13 @@ import {
 } from '../storage/usage.ts';
 import { UNOBSERVED_RECORDING, type UsageObserver } from './observer.ts';
 import type { Keeper } from './recorder.ts';
-import { createTallies } from './tallies.ts';
+import { createTallies, type TallyBatch } from './tallies.ts';
 
 /*
  * How often keys were used, with what outcome, and when last (docs/watching.md).
  *
- * A tally is what one key came to within one hour since it was last written. Tallies gather in memory; a flush takes
- * all of them out, and writes them a batch at a time. A batch has a number and is written in one transaction, which
+ * A tally is how often one key came to one outcome within one hour, since it was last written. Tallies gather in memory; a
+ * flush takes all of them out, and writes them a batch at a time. A batch has a number and is written in one transaction, which
  * says so:
  *
  *   gathering ──> taken ──> in flight ── committed ──> gone
@@ -58,11 +58,9 @@ export interface UsageKeeper extends Keeper {
 
 /** With the time of the flush itself, what a kill loses is less than a second old. */
 const FLUSH_EVERY_MS = 600;
-/** A batch is committed within a fraction of the time that a statement may take, and made without a pause to notice. */
-const BATCH_TALLIES = 5_000;
 /**
- * The bound of memory while the database is away: less than 200 bytes each. There is one for each
- * key and hour, and another whenever memory has read the key anew.
+ * The bound of memory while the database is away: less than 200 bytes each. There is one for each key, hour and
+ * outcome, and another whenever memory has read the key anew.
  */
 const MAX_TALLIES = 1_000_000;
 /** Service keys whose use is noted with one flush. */
@@ -74,7 +72,7 @@ const FORGET_EVERY_MS = 3_600_000;
 
 interface Batch {
   readonly sequence: number;
-  readonly size: number;
+  readonly tallies: TallyBatch;
   readonly usage: UsageBatch;
 }
 
@@ -82,10 +80,10 @@ interface Batch {
 export function createUsageKeeper(options: UsageOptions): UsageKeeper {
   const { database, observer = UNOBSERVED_RECORDING, report, growth, maxTallies = MAX_TALLIES } = options;
   const recorder = randomUUID();
-  let gathering = createTallies();
-  /** Those that are being written, and the first of them that is not written yet. */
-  let taken = createTallies();
-  let unwritten = 0;
+  const gathering = createTallies();
+  /** Those that are being written, and how many tallies that is. */
+  let taken: TallyBatch[] = [];
+  let takenSize = 0;
   const callers = new Map<KeyId, KeyUse>();
   let inFlight: Batch | undefined;
   let sequence = 0;
@@ -98,9 +96,9 @@ export function createUsageKeeper(options: UsageOptions): UsageKeeper {
   let closed = false;
   let lastForgotten = Number.NEGATIVE_INFINITY;
 
-  /** The tally of a key for an hour; `undefined` where there is no more room. */
-  function slotOf(record: KeyRecord, hour: number): number | undefined {
-    const known = gathering.find(record, hour);
+  /** The tally of an outcome of a key within an hour; `undefined` where there is no more room. */
+  function slotOf(record: KeyRecord, hour: number, outcome: Outcome): number | undefined {
+    const known = gathering.find(record, hour, outcome);
     if (known !== undefined) return known;
     if (pending() >= maxTallies) {
       observer.usageDropped(1);
@@ -108,7 +106,7 @@ export function createUsageKeeper(options: UsageOptions): UsageKeeper {
     }
     gatheringSince ??= performance.now();
     schedule(FLUSH_EVERY_MS);
-    return gathering.open(record, hour);
+    return gathering.open(record, hour, outcome);
   }
 
   function schedule(inMs: number): void {
@@ -123,7 +121,7 @@ export function createUsageKeeper(options: UsageOptions): UsageKeeper {
     }, inMs);
   }
 
-  const pending = () => gathering.size() + taken.size() - unwritten;
+  const pending = () => gathering.size() + takenSize;
   const isPending = () => pending() > 0 || callers.size > 0 || inFlight !== undefined;
 
   /** Writes what there is at this time; answers whether it did. One flush at a time. */
@@ -136,22 +134,22 @@ export function createUsageKeeper(options: UsageOptions): UsageKeeper {
 
   async function writeAll(): Promise<boolean> {
     // What comes in meanwhile waits for its own flush, or this one might never end.
-    if (unwritten === taken.size()) takeAll();
+    if (taken.length === 0) takeAll();
     try {
-      do {
-        inFlight ??= takeBatch();
+      for (let [tallies] = taken; tallies !== undefined; [tallies] = taken) {
+        inFlight ??= { sequence: ++sequence, tallies, usage: tallies.usage() };
         await write(inFlight);
-        unwritten += inFlight.size;
         inFlight = undefined;
-      } while (unwritten < taken.size());
+        takenSize -= tallies.size;
+        taken.shift();
+        tallies.release();
+      }
     } catch (cause) {
       observer.usageFlushFailed();
       if (!failing) report({ message: 'usage could not be written; it is kept and tried again', cause });
       failing = true;
       return false;
     }
-    taken = createTallies();
-    unwritten = 0;
     takenSince = undefined;
     if (failing) report({ message: 'usage is written again' });
     failing = false;
@@ -159,19 +157,12 @@ export function createUsageKeeper(options: UsageOptions): UsageKeeper {
   }
 
   function takeAll(): void {
-    taken = gathering;
-    taken.seal();
-    takenSince ??= gatheringSince;
-    gathering = createTallies();
-    gatheringSince = undefined;
-  }
-
-  function takeBatch(): Batch {
-    const end = Math.min(unwritten + BATCH_TALLIES, taken.size());
-    const usage = withCallers(taken.batch(unwritten, end), callers);
+    for (const [id, use] of callers) gathering.note({ id, workspaceId: SYSTEM_WORKSPACE }, use);
     callers.clear();
-    sequence += 1;
-    return { sequence, size: end - unwritten, usage };
+    takenSize = gathering.size();
+    taken = gathering.take();
+    takenSince ??= gatheringSince;
+    gatheringSince = undefined;
   }
 
   async function write(batch: Batch): Promise<void> {
@@ -181,7 +172,7 @@ export function createUsageKeeper(options: UsageOptions): UsageKeeper {
       const busy = await addUsage(executor, batch.usage, growth?.minimum);
       if (growth !== undefined) await noteGrowths(executor, busy, growth);
     });
-    observer.usageFlushed({ keys: batch.size, tookMs: performance.now() - startedAt });
+    observer.usageFlushed({ keys: batch.tallies.size, tookMs: performance.now() - startedAt });
     if (startedAt - lastForgotten < FORGET_EVERY_MS) return;
     lastForgotten = startedAt;
     // Nobody waits for it, and the next hour brings another.
@@ -203,9 +194,9 @@ export function createUsageKeeper(options: UsageOptions): UsageKeeper {
       observer.introspected(outcome);
       const { record, nowMs } = decision;
       if (record === undefined || nowMs === undefined) return;
-      const slot = slotOf(record, Math.floor(nowMs / HOUR_MS));
+      const slot = slotOf(record, Math.floor(nowMs / HOUR_MS), outcome);
       if (slot === undefined) return;
-      gathering.count(slot, outcome);
+      gathering.count(slot);
       if (decision.active) gathering.use(slot, nowMs, facts?.ip);
     },
 
@@ -247,25 +238,10 @@ export function createUsageKeeper(options: UsageOptions): UsageKeeper {
         sleep(withinMs, undefined, { signal: over.signal }).catch(() => undefined),
       ]);
       over.abort();
-      const lost = taken.sum(unwritten) + gathering.sum(0);
+      const lost = taken.reduce((sum, tallies) => sum + tallies.sum(), gathering.sum());
       if (lost === 0) return;
       observer.usageDropped(lost);
       report({ message: `${lost} introspections could not be counted: the database was away to the end` });
     },
-  };
-}
-
-/** Uses of service keys are noted, not counted. */
-function withCallers(batch: UsageBatch, callers: ReadonlyMap<KeyId, KeyUse>): UsageBatch {
-  const uses = [...callers.values()];
-  const none = uses.map(() => 0);
-  return {
-    workspaceIds: batch.workspaceIds.concat(uses.map(() => SYSTEM_WORKSPACE)),
-    keyIds: batch.keyIds.concat([...callers.keys()]),
-    hoursMs: batch.hoursMs.concat(uses.map(({ at }) => startOf('hour', at))),
-    codes: batch.codes.concat(uses.map(() => 'active')),
-    counts: batch.counts.concat(none),
-    usedMs: batch.usedMs.concat(uses.map(({ at }) => at)),
-    ips: batch.ips.concat(uses.map(({ ip }) => ip)),
   };
 }

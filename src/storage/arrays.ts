@@ -1,4 +1,4 @@
-import { type KeyId, writeKeyId } from '../domain/key-id.ts';
+import { KEY_ID_BYTES } from '../domain/key-id.ts';
 
 /*
  * Arrays as PostgreSQL sends and receives them in binary (array_recv in src/backend/utils/adt/arrayfuncs.c): for
@@ -14,17 +14,25 @@ const TYPES = { uuid: 2950, float8: 701, text: 25 } as const;
 const HEADER_BYTES = 20;
 const LENGTH_BYTES = 4;
 const NULL_LENGTH = -1;
-const UUID_BYTES = 16;
 const FLOAT8_BYTES = 8;
 
-/** `uuid[]` */
-export function uuidArray(ids: readonly KeyId[]): Buffer {
-  return arrayOf(TYPES.uuid, UUID_BYTES, ids, ({ array }, id, at) => writeKeyId(id, array, at));
+/** `uuid[]`, of ids as their bytes, one behind the other. */
+export function uuidArray(ids: Uint8Array): Buffer {
+  return arrayOf(
+    TYPES.uuid,
+    { size: KEY_ID_BYTES, length: ids.length / KEY_ID_BYTES },
+    ({ array }, index, at) => {
+      const from = index * KEY_ID_BYTES;
+      for (let byte = 0; byte < KEY_ID_BYTES; byte++) array[at + byte] = ids[from + byte] ?? 0;
+    },
+  );
 }
 
 /** `float8[]`: exact for integers, too, up to 2^53. */
-export function float8Array(numbers: readonly number[]): Buffer {
-  return arrayOf(TYPES.float8, FLOAT8_BYTES, numbers, ({ view }, number, at) => view.setFloat64(at, number));
+export function float8Array(numbers: ArrayLike<number>): Buffer {
+  return arrayOf(TYPES.float8, { size: FLOAT8_BYTES, length: numbers.length }, ({ view }, index, at) =>
+    view.setFloat64(at, numbers[index] ?? 0),
+  );
 }
 
 /** `text[]`, of any text or null. Of the same text in a row all but the first are copied: to write text costs more. */
@@ -57,18 +65,16 @@ export function textArray(texts: readonly (string | null)[]): Buffer {
 }
 
 /** An array of elements of one size, each of which `write` puts at its place. */
-function arrayOf<T>(
+function arrayOf(
   type: number,
-  size: number,
-  elements: readonly T[],
-  write: (begun: Begun, element: T, at: number) => void,
+  { size, length }: { size: number; length: number },
+  write: (begun: Begun, index: number, at: number) => void,
 ): Buffer {
-  const { length } = elements;
   const begun = begin(type, { length, bytes: length * (LENGTH_BYTES + size) });
   let at = HEADER_BYTES;
-  for (const element of elements) {
+  for (let index = 0; index < length; index++) {
     begun.view.setInt32(at, size);
-    write(begun, element, at + LENGTH_BYTES);
+    write(begun, index, at + LENGTH_BYTES);
     at += LENGTH_BYTES + size;
   }
   return begun.array;

@@ -16,11 +16,12 @@ const EVERY_KEY = '00000000-0000-0000-0000-000000000000';
  */
 export interface UsageBatch {
   readonly workspaceIds: readonly string[];
-  readonly keyIds: readonly KeyId[];
-  readonly hoursMs: readonly number[];
+  /** Their bytes, one behind the other (`writeKeyId`). */
+  readonly keyIds: Uint8Array;
+  readonly hoursMs: ArrayLike<number>;
   readonly codes: readonly string[];
-  readonly counts: readonly number[];
-  readonly usedMs: readonly number[];
+  readonly counts: ArrayLike<number>;
+  readonly usedMs: ArrayLike<number>;
   readonly ips: readonly (string | null)[];
 }
 

@@ -3,7 +3,7 @@ import { drizzle } from 'drizzle-orm/node-postgres';
 import pg from 'pg';
 import { afterAll, beforeAll, beforeEach, describe, expect, test } from 'vitest';
 import type { KeyRecord } from '../../src/domain/decision.ts';
-import { type KeyId, keyIdToUuid, newKeyId } from '../../src/domain/key-id.ts';
+import { type KeyId, keyIdToBytes, keyIdToUuid, newKeyId } from '../../src/domain/key-id.ts';
 import { SIGNAL_RULES, type SignalRule, type SignalThresholds } from '../../src/domain/signal.ts';
 import { createSignalSweep } from '../../src/recording/failures.ts';
 import { createUsageKeeper } from '../../src/recording/usage.ts';
@@ -239,7 +239,7 @@ describe('a signal of the rule', () => {
       const codes = Object.keys(counts);
       const added = {
         workspaceIds: codes.map(() => 'ws_acme'),
-        keyIds: codes.map(() => id),
+        keyIds: Buffer.concat(codes.map(() => keyIdToBytes(id))),
         hoursMs: codes.map(() => hourMs),
         codes,
         counts: Object.values(counts),

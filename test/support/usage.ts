@@ -1,4 +1,4 @@
-import type { KeyId } from '../../src/domain/key-id.ts';
+import { type KeyId, keyIdToBytes } from '../../src/domain/key-id.ts';
 import { startOf } from '../../src/domain/usage.ts';
 import type { UsageBatch } from '../../src/storage/usage.ts';
 
@@ -6,7 +6,7 @@ import type { UsageBatch } from '../../src/storage/usage.ts';
 export function useOf(id: KeyId, atMs: number): UsageBatch {
   return {
     workspaceIds: [''],
-    keyIds: [id],
+    keyIds: keyIdToBytes(id),
     hoursMs: [startOf('hour', atMs)],
     codes: ['active'],
     counts: [0],
