@@ -72,7 +72,8 @@ function createChunk() {
     workspaceIds: new Array<string>(CHUNK_TALLIES).fill(''),
     hours: new Int32Array(CHUNK_TALLIES),
     outcomes: new Uint8Array(CHUNK_TALLIES),
-    counts: new Float64Array(CHUNK_TALLIES),
+    /** No instance is asked 2^32 times within an hour. */
+    counts: new Uint32Array(CHUNK_TALLIES),
     /** Database time of the last success; 0: none. */
     usedAt: new Float64Array(CHUNK_TALLIES),
     usedIps: new Array<string | null | undefined>(CHUNK_TALLIES).fill(null),

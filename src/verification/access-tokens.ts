@@ -7,6 +7,7 @@ import type { Database } from '../storage/database.ts';
 import { type LoadedKey, loadKeys } from '../storage/keys.ts';
 import { isTokenRevoked } from '../storage/revoked-tokens.ts';
 import type { KeyReader } from './key-reader.ts';
+import { DIGEST_LENGTH } from './name-cache.ts';
 import type { EngineObserver } from './observer.ts';
 import type { Flight, RecordCache, TokenName } from './record-cache.ts';
 import type { Signed, SigningKeys } from './signing-keys.ts';
@@ -54,8 +55,10 @@ export function createAccessTokens(options: AccessTokensOptions): AccessTokens {
 
   /** What is held of a key itself, by its id: no token of a key is found by that. */
   function currentRecord(keyId: KeyId): KeyRecord | undefined {
-    const entry = cache.find(keyId);
-    return entry?.digest === keyId ? cache.currentRecord(entry) : undefined;
+    const place = cache.find(keyId);
+    return place !== undefined && cache.isOf(place, nameOf(keyId).digest)
+      ? cache.currentRecord(place)
+      : undefined;
   }
 
   async function load(jwt: string, tokenDigest: string, leased: boolean): Promise<Resolved> {
@@ -84,7 +87,7 @@ export function createAccessTokens(options: AccessTokensOptions): AccessTokens {
     const record = currentRecord(keyId);
     const nowMs = lease.leasedNow();
     if (record !== undefined && nowMs !== undefined) return { record, nowMs };
-    const underWay = cache.joinable(keyId)?.outcome;
+    const underWay = cache.joinable(nameOf(keyId).digest)?.outcome;
     if (underWay !== undefined) return underWay;
     const flight = cache.begin(nameOf(keyId), keyId);
     flight.outcome = readRecord(keyId, flight).finally(() => cache.end(flight));
@@ -122,5 +125,5 @@ export function createAccessTokens(options: AccessTokensOptions): AccessTokens {
 
 /** Under which a key itself is held: no token has such a name. */
 function nameOf(keyId: KeyId): TokenName {
-  return { idPart: keyId, digest: keyId };
+  return { idPart: keyId, digest: keyId.padEnd(DIGEST_LENGTH) };
 }

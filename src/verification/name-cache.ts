@@ -1,37 +1,65 @@
 /*
- * A cache of up to millions of entries, of which a hit touches as little memory as can be (docs/performance.md): a place
- * in a Map, and the entry.
+ * Gives up to millions of names a place each: a number below the capacity, by which whoever asks keeps what belongs to the
+ * name in arrays. A look at one of many touches as little memory as can be (docs/performance.md): a word of an index,
+ * and the row of the place, which is no longer than a line of the processor's caches.
  *
- *   name ── a number out of it ──> Map ──> entry ── next ──> the entry of another name with that number
- *                                            └── tag: a second number out of the name
+ *   name ── a number out of it ──> index ──> place ──> row: number · tag · whether it was used · digest
+ *                                                        └── tag: a second number out of the name
  *
  * A Map of strings also reads the strings that it compares, and a list in the order of use is written at every hit.
- * Names of one number are rare, and one with the same tag, too, is as good as none; whoever finds an entry makes sure
- * that it is of the very name.
+ * Names of one number and one tag are as good as none: the second of them finds the place of the first. Whoever finds a
+ * place makes sure by the digest that it is of the very name.
  *
- * What goes when there is no room is found by second chance, which comes close to the least recently used: entries stand
- * in the order in which they came. The first of them goes, unless it was used since it stood there last: then it goes to
- * the end.
+ * The index is a table with open addressing and linear probing, at most half full. Its words hold eight bits of the tag
+ * beside the place, so that rows of other names are hardly ever touched.
+ *
+ * What goes when there is no room is found by second chance (the clock algorithm), which comes close to the least recently
+ * used: a hand goes round the places. A name that was used since the hand passed it last is spared this once.
  */
 
-/** What an entry has for the cache alone: at first 0, `false`, `undefined`. */
-export interface Cached<Entry> {
-  tag: number;
-  isUsed: boolean;
-  next: Entry | undefined;
-}
+/** From 0 up to the capacity. */
+export type Place = number;
 
-export interface NameCache<Entry> {
-  /** The entry of a name, which is used herewith. */
-  get(name: string): Entry | undefined;
+export interface NameCache {
+  /** The place of a name, which is used herewith. */
+  find(name: string): Place | undefined;
   /** The same, where it is no use. */
-  peek(name: string): Entry | undefined;
-  /** Takes in an entry of a name that has none. */
-  add(name: string, entry: Entry): void;
+  peek(name: string): Place | undefined;
+  /** Gives a place to a name that has none. */
+  add(name: string, digest: string): Place;
+  /** Whether the name at a place has this digest. */
+  isOf(place: Place, digest: string): boolean;
+  /** Gives the place of a name another digest. */
+  change(place: Place, digest: string): void;
   readonly size: number;
 }
 
-/** How many entries get their second chance for one that comes: then even a used one goes, rather than that all wait. */
+/** A digest has 256 bits, a character of Latin-1 for each byte. */
+export const DIGEST_LENGTH = 32;
+const DIGEST_WORDS = DIGEST_LENGTH / 4;
+/** Where a digest is taken apart: a character at a time would take half a microsecond. */
+const digestBytes = Buffer.alloc(DIGEST_LENGTH);
+const digestWords = new Int32Array(digestBytes.buffer, digestBytes.byteOffset, DIGEST_WORDS);
+
+/** What a row is made of, in words of 32 bits. */
+const NUMBER = 0;
+const TAG = 1;
+const USED = 2;
+const DIGEST = 3;
+const ROW_BITS = 4;
+/** Rows are made so many at a time: none is ever copied. */
+const CHUNK_BITS = 13;
+const CHUNK_MASK = (1 << CHUNK_BITS) - 1;
+
+/** A word of the index: bits of the tag, and the place's number from 1 on; 0: nothing. */
+const PLACE_BITS = 24;
+const PLACE_MASK = (1 << PLACE_BITS) - 1;
+const MAX_CAPACITY = PLACE_MASK;
+const FIRST_INDEX_BITS = 10;
+/** 2^32 ÷ the golden ratio, odd: its products differ in their upper bits wherever numbers differ (Knuth, TAOCP 3, 6.4). */
+const SPREAD = 0x9e3779b1;
+
+/** How many names are spared for one that comes: then even a used one goes, rather than that all wait. */
 const MOST_CHANCES = 16;
 /** Of so many characters at the end each number is made, where ids are random. */
 const NUMBER_LENGTH = 6;
@@ -39,78 +67,142 @@ const TAG_LENGTH = 6;
 /** Odd, so that no bit of a character is lost, and more than the codes of an id's characters are apart. */
 const FACTOR = 79;
 
-export function createNameCache<Entry extends Cached<Entry>>({
+export function createNameCache({
   capacity,
   forgotten,
 }: {
-  /** At least 1. */
+  /** At least 1, at most 2^24 - 1. */
   readonly capacity: number;
-  /** An entry went for want of room. */
-  forgotten(entry: Entry): void;
-}): NameCache<Entry> {
-  const first = new Map<number, Entry>();
-  /** From the entry on that came first. Made late: it would hold all the tables that the Map has outgrown meanwhile. */
-  let oldest: MapIterator<[number, Entry]> | undefined;
+  /** The name of this place went for want of room: another gets it. */
+  forgotten(place: Place): void;
+}): NameCache {
+  if (capacity > MAX_CAPACITY) throw new RangeError('more names than a word of the index has places for');
+  const chunks: Int32Array[] = [];
+  let indexBits = FIRST_INDEX_BITS;
+  let index = new Int32Array(1 << indexBits);
   let size = 0;
+  let hand = 0;
 
-  function peek(name: string): Entry | undefined {
-    let entry = first.get(numberOf(name));
-    if (entry === undefined) return undefined;
+  const chunkOf = (place: Place) => chunks[place >> CHUNK_BITS] as Int32Array;
+  const rowAt = (place: Place) => (place & CHUNK_MASK) << ROW_BITS;
+
+  const homeOf = (number: number) => Math.imul(number, SPREAD) >>> (32 - indexBits);
+  const after = (slot: number) => (slot + 1) & (index.length - 1);
+  const wordOf = (place: Place, tag: number) => (tag << PLACE_BITS) | (place + 1);
+
+  function peek(name: string): Place | undefined {
+    const number = numberOf(name);
     const tag = tagOf(name);
-    while (entry !== undefined && entry.tag !== tag) entry = entry.next;
-    return entry;
-  }
-
-  function makeRoom(): void {
-    for (let chances = 0; size >= capacity; ) {
-      oldest ??= first.entries();
-      const { value, done } = oldest.next();
-      if (done) {
-        oldest = undefined;
-        return;
-      }
-      const [number, entry] = value;
-      first.delete(number);
-      if (wasUsed(entry) && chances++ < MOST_CHANCES) {
-        first.set(number, entry);
-        continue;
-      }
-      for (let gone: Entry | undefined = entry; gone !== undefined; gone = gone.next) {
-        size--;
-        forgotten(gone);
-      }
+    for (let slot = homeOf(number); ; slot = after(slot)) {
+      const word = index[slot] ?? 0;
+      if (word === 0) return undefined;
+      if (word >>> PLACE_BITS !== (tag & 0xff)) continue;
+      const place = (word & PLACE_MASK) - 1;
+      const chunk = chunkOf(place);
+      const row = rowAt(place);
+      if (chunk[row + NUMBER] === number && chunk[row + TAG] === tag) return place;
     }
   }
 
+  /** Puts a place into the index, where it is not yet. */
+  function enter(place: Place): void {
+    const chunk = chunkOf(place);
+    const row = rowAt(place);
+    let slot = homeOf(chunk[row + NUMBER] ?? 0);
+    while (index[slot] !== 0) slot = after(slot);
+    index[slot] = wordOf(place, chunk[row + TAG] ?? 0);
+  }
+
+  /** Takes a place out of the index. Those behind it move up, so that no search ends at the gap before it has found them. */
+  function leave(place: Place): void {
+    let gap = homeOf(chunkOf(place)[rowAt(place) + NUMBER] ?? 0);
+    while (((index[gap] ?? 0) & PLACE_MASK) !== place + 1) gap = after(gap);
+    for (let slot = after(gap); index[slot] !== 0; slot = after(slot)) {
+      const word = index[slot] ?? 0;
+      const other = (word & PLACE_MASK) - 1;
+      const home = homeOf(chunkOf(other)[rowAt(other) + NUMBER] ?? 0);
+      const fromHome = (slot - home) & (index.length - 1);
+      if (fromHome < ((slot - gap) & (index.length - 1))) continue;
+      index[gap] = word;
+      gap = slot;
+    }
+    index[gap] = 0;
+  }
+
+  function newPlace(): Place {
+    const place = size++;
+    if (place >> CHUNK_BITS === chunks.length) chunks.push(new Int32Array(1 << (CHUNK_BITS + ROW_BITS)));
+    if (size * 2 > index.length) {
+      indexBits++;
+      index = new Int32Array(1 << indexBits);
+      for (let other = 0; other < place; other++) enter(other);
+    }
+    return place;
+  }
+
+  /** The place of a name that was not used for long, and is forgotten. */
+  function takenPlace(): Place {
+    for (let chances = 0; ; chances++) {
+      const place = hand;
+      hand = hand + 1 === capacity ? 0 : hand + 1;
+      const chunk = chunkOf(place);
+      const row = rowAt(place);
+      if (chunk[row + USED] === 1 && chances < MOST_CHANCES) {
+        chunk[row + USED] = 0;
+        continue;
+      }
+      leave(place);
+      forgotten(place);
+      return place;
+    }
+  }
+
+  function change(place: Place, digest: string): void {
+    const chunk = chunkOf(place);
+    digestBytes.write(digest, 'latin1');
+    chunk.set(digestWords, rowAt(place) + DIGEST);
+  }
+
   return {
-    get(name) {
-      const entry = peek(name);
-      if (entry !== undefined && !entry.isUsed) entry.isUsed = true;
-      return entry;
+    find(name) {
+      const place = peek(name);
+      if (place === undefined) return undefined;
+      const chunk = chunkOf(place);
+      const row = rowAt(place);
+      if (chunk[row + USED] === 0) chunk[row + USED] = 1;
+      return place;
     },
+
     peek,
-    add(name, entry) {
-      makeRoom();
-      const number = numberOf(name);
-      entry.tag = tagOf(name);
-      entry.next = first.get(number);
-      first.set(number, entry);
-      size++;
+
+    add(name, digest) {
+      const place = size < capacity ? newPlace() : takenPlace();
+      const chunk = chunkOf(place);
+      const row = rowAt(place);
+      chunk[row + NUMBER] = numberOf(name);
+      chunk[row + TAG] = tagOf(name);
+      chunk[row + USED] = 0;
+      change(place, digest);
+      enter(place);
+      return place;
     },
+
+    isOf(place, digest) {
+      const chunk = chunkOf(place);
+      const from = rowAt(place) + DIGEST;
+      digestBytes.write(digest, 'latin1');
+      for (let word = 0; word < DIGEST_WORDS; word++) {
+        if (chunk[from + word] !== digestWords[word]) return false;
+      }
+      return true;
+    },
+
+    change,
+
     get size() {
       return size;
     },
   };
-}
-
-/** Whether any of these was used since this was asked last. */
-function wasUsed<Entry extends Cached<Entry>>(first: Entry): boolean {
-  let isAnyUsed = false;
-  for (let entry: Entry | undefined = first; entry !== undefined; entry = entry.next) {
-    isAnyUsed ||= entry.isUsed;
-    entry.isUsed = false;
-  }
-  return isAnyUsed;
 }
 
 function numberOf(name: string): number {

@@ -2,9 +2,8 @@ import { hash as digestOf } from 'node:crypto';
 import type { KeyRecord } from '../domain/decision.ts';
 import type { KeyId } from '../domain/key-id.ts';
 import { idPartOfKey } from '../domain/token.ts';
-
 import type { BrokenRule, Memory } from './membership.ts';
-import { type Cached, createNameCache } from './name-cache.ts';
+import { createNameCache, type Place } from './name-cache.ts';
 import { createSharing } from './sharing.ts';
 
 /*
@@ -25,7 +24,8 @@ import { createSharing } from './sharing.ts';
  * take the same few steps whatever is held: a key's record is emptied; a workspace's handle is marked stale, and
  * records compare their handle when they are looked up; an epoch's end only counts the epoch up.
  *
- * There may be millions: a hash is held as a fingerprint, and records share what they have in common (sharing.ts).
+ * There may be millions: names and digests lie outside of the heap (name-cache.ts), a hash is held as a fingerprint, and
+ * records share what they have in common (sharing.ts).
  */
 
 /** Stands for an argon2 hash: 128 bits of its SHA-256. Salts are ours, so that nobody has a say in what collides. */
@@ -47,15 +47,14 @@ export interface TokenName {
   readonly digest: string;
 }
 
-export interface CacheEntry extends Cached<CacheEntry> {
-  digest: string;
-  /** Of the argon2 hash that the token matched; `undefined` while only an unproved record is known. */
-  proven: Fingerprint | undefined;
-  /** Of the record's hash. */
-  hash: Fingerprint | undefined;
-  record: KeyRecord | undefined;
-  workspace: WorkspaceHandle | undefined;
-  epoch: number;
+/** A record as memory holds it. */
+export interface HeldRecord extends KeyRecord {
+  /** Of the argon2 hash that was read with it. */
+  readonly hash: Fingerprint;
+  /** Whether its token is known to match that hash. */
+  isProven: boolean;
+  readonly handle: WorkspaceHandle;
+  readonly epoch: number;
 }
 
 /** A load that other requests may join, until it is detached. */
@@ -67,10 +66,12 @@ export interface Flight<Outcome> extends Pick<TokenName, 'digest'> {
 }
 
 export interface RecordCache<Outcome> extends Memory {
-  /** What is known of a token with this id: whether it is the one at hand, its digest says, and nothing else. */
-  find(idPart: string): CacheEntry | undefined;
-  /** The record of an entry, if it may be believed without asking the database. */
-  currentRecord(entry: CacheEntry): KeyRecord | undefined;
+  /** What is known of a token with this id: whether it is the one at hand, its digest says (`isOf`), and nothing else. */
+  find(idPart: string): Place | undefined;
+  /** Whether what is known is of the token with this digest. */
+  isOf(place: Place, digest: string): boolean;
+  /** The record of a token, if it may be believed without asking the database. */
+  currentRecord(place: Place): HeldRecord | undefined;
   /** Whether a token is known to match this argon2 hash. */
   isProven(name: TokenName, hash: string): boolean;
   /** The flight of a token that a request may join now. */
@@ -108,20 +109,23 @@ export function createRecordCache<Outcome>({
   let epoch = 0;
   let evictions = 0;
 
-  const entries = createNameCache<CacheEntry>({
+  /** By place: records, and fingerprints of the argon2 hashes that tokens matched. */
+  const records: (HeldRecord | undefined)[] = [];
+  const proofs: (Fingerprint | undefined)[] = [];
+
+  const names = createNameCache({
     capacity,
-    forgotten(entry) {
+    forgotten(place) {
       evictions++;
-      dropRecord(entry);
+      dropRecord(place);
     },
   });
 
-  function dropRecord(entry: CacheEntry): void {
-    const { workspace } = entry;
-    entry.record = undefined;
-    entry.workspace = undefined;
-    if (workspace !== undefined && --workspace.records === 0 && workspaces.get(workspace.id) === workspace) {
-      workspaces.delete(workspace.id);
+  function dropRecord(place: Place): void {
+    const handle = records[place]?.handle;
+    records[place] = undefined;
+    if (handle !== undefined && --handle.records === 0 && workspaces.get(handle.id) === handle) {
+      workspaces.delete(handle.id);
     }
   }
 
@@ -136,41 +140,36 @@ export function createRecordCache<Outcome>({
   }
 
   /**
-   * As it is held: what it has in common with others is theirs too. Member by member, as with an entry: V8 gives objects
-   * that are spread from others and then changed a shape each, which costs every look at them and memory.
+   * As it is held: what it has in common with others is theirs too. Member by member: V8 gives objects that are spread from
+   * others and then changed a shape each, which costs every look at them and memory.
    */
-  function compact(record: KeyRecord, workspace: WorkspaceHandle): KeyRecord {
+  function hold(
+    { key, workspace, restrictions }: KeyRecord,
+    hash: Fingerprint,
+    isProven: boolean,
+  ): HeldRecord {
+    const handle = handleOf(key.workspaceId);
     return {
-      key: sharing.compact(record.key, workspace.id),
-      workspace: record.workspace,
-      restrictions: record.restrictions,
+      key: sharing.compact(key, handle.id),
+      workspace,
+      restrictions,
       tally: 0,
+      hash,
+      isProven,
+      handle,
+      epoch,
     };
   }
 
-  function entryOf({ idPart, digest }: TokenName): CacheEntry {
-    const known = entries.get(idPart);
-    if (known === undefined) {
-      const entry: CacheEntry = {
-        tag: 0,
-        isUsed: false,
-        next: undefined,
-        digest,
-        proven: undefined,
-        hash: undefined,
-        record: undefined,
-        workspace: undefined,
-        epoch,
-      };
-      entries.add(idPart, entry);
-      return entry;
-    }
-    if (known.digest !== digest) {
-      dropRecord(known);
-      known.digest = digest;
-      known.proven = known.hash = undefined;
-    }
-    return known;
+  function placeOf({ idPart, digest }: TokenName): Place {
+    const known = names.peek(idPart);
+    const isNew = known === undefined;
+    if (!isNew && names.isOf(known, digest)) return known;
+    const place = isNew ? names.add(idPart, digest) : known;
+    if (!isNew) names.change(place, digest);
+    dropRecord(place);
+    proofs[place] = undefined;
+    return place;
   }
 
   function detach(flight: Flight<Outcome>): void {
@@ -184,12 +183,21 @@ export function createRecordCache<Outcome>({
     !flight.detached && (flight.epoch === epoch || broken.has('epoch'));
 
   return {
-    find: (idPart) => entries.get(idPart),
-    currentRecord: (entry) =>
-      entry.epoch === epoch && entry.workspace?.current === true ? entry.record : undefined,
-    isProven: ({ idPart, digest }, hash) => {
-      const entry = entries.get(idPart);
-      return entry?.digest === digest && entry.proven !== undefined && entry.proven === fingerprintOf(hash);
+    find: names.find,
+    isOf: names.isOf,
+    currentRecord(place) {
+      const record = records[place];
+      return record !== undefined && record.epoch === epoch && record.handle.current ? record : undefined;
+    },
+    isProven({ idPart, digest }, hash) {
+      const place = names.find(idPart);
+      const proof = place === undefined ? undefined : proofs[place];
+      return (
+        place !== undefined &&
+        proof !== undefined &&
+        names.isOf(place, digest) &&
+        proof === fingerprintOf(hash)
+      );
     },
     joinable: (digest) => flights.get(digest),
 
@@ -207,14 +215,15 @@ export function createRecordCache<Outcome>({
       const keepRecord = flight !== undefined && mayLand(flight);
       if (!proven && !keepRecord) return;
       const fingerprint = fingerprintOf(hash);
-      const entry = entryOf(name);
-      if (proven) entry.proven = fingerprint;
+      const place = placeOf(name);
+      if (proven) {
+        proofs[place] = fingerprint;
+        const held = records[place];
+        if (held !== undefined) held.isProven = held.hash === fingerprint;
+      }
       if (!keepRecord) return;
-      dropRecord(entry);
-      entry.workspace = handleOf(record.key.workspaceId);
-      entry.record = compact(record, entry.workspace);
-      entry.hash = fingerprint;
-      entry.epoch = epoch;
+      dropRecord(place);
+      records[place] = hold(record, fingerprint, proofs[place] === fingerprint);
     },
 
     invalidate(subject) {
@@ -232,8 +241,8 @@ export function createRecordCache<Outcome>({
       const ids = new Set(subject.kind === 'keys' ? subject.ids : [subject.id]);
       for (const id of ids) {
         for (const name of [idPartOfKey(id), id]) {
-          const entry = entries.peek(name);
-          if (entry !== undefined) dropRecord(entry);
+          const place = names.peek(name);
+          if (place !== undefined) dropRecord(place);
         }
       }
       for (const flight of flights.values()) if (ids.has(flight.keyId)) detach(flight);
@@ -246,7 +255,7 @@ export function createRecordCache<Outcome>({
     },
 
     get size() {
-      return entries.size;
+      return names.size;
     },
     get loading() {
       return flights.size;

@@ -150,11 +150,11 @@ export function createVerifier(options: VerifierOptions): Verifier {
   }
 
   function fromMemory(shown: ShownToken, nowMs: number): Resolved {
-    const entry = cache.find(shown.idPart);
-    const record = entry && cache.currentRecord(entry);
-    if (entry === undefined || record === undefined || entry.digest !== digestOf(shown)) return undefined;
+    const place = cache.find(shown.idPart);
+    const record = place === undefined ? undefined : cache.currentRecord(place);
+    if (place === undefined || record === undefined || !cache.isOf(place, digestOf(shown))) return undefined;
     // A key that is over needs no proof: its token was minted here, and nothing but its end is told.
-    if (entry.proven !== entry.hash && refuseUnproved(record.key, nowMs) === undefined) return undefined;
+    if (!record.isProven && refuseUnproved(record.key, nowMs) === undefined) return undefined;
     return { record, nowMs };
   }
 
