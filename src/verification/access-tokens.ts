@@ -76,7 +76,8 @@ export function createAccessTokens(options: AccessTokensOptions): AccessTokens {
     const behind = leased ? currentRecord(token.keyId) : undefined;
     // Read when `behind` is in hand, not sooner.
     const isRevoked = await database.read((executor) => isTokenRevoked(executor, token.jti));
-    const record: KeyRecord = { ...(behind ?? found.record), accessToken: { ...token, isRevoked } };
+    const { key, workspace, restrictions } = behind ?? found.record;
+    const record: KeyRecord = { key, workspace, restrictions, accessToken: { ...token, isRevoked } };
     if (behind !== undefined) tokens.set(tokenDigest, { signed, record, behind });
     return { record, nowMs: found.nowMs + (performance.now() - foundAt) };
   }

@@ -162,11 +162,10 @@ export function createRecordCache<Outcome>({
   }
 
   function placeOf({ idPart, digest }: TokenName): Place {
-    const known = names.peek(idPart);
-    const isNew = known === undefined;
-    if (!isNew && names.isOf(known, digest)) return known;
-    const place = isNew ? names.add(idPart, digest) : known;
-    if (!isNew) names.change(place, digest);
+    let place = names.peek(idPart);
+    if (place !== undefined && names.isOf(place, digest)) return place;
+    if (place === undefined) place = names.add(idPart, digest);
+    else names.change(place, digest);
     dropRecord(place);
     proofs[place] = undefined;
     return place;
@@ -191,13 +190,7 @@ export function createRecordCache<Outcome>({
     },
     isProven({ idPart, digest }, hash) {
       const place = names.find(idPart);
-      const proof = place === undefined ? undefined : proofs[place];
-      return (
-        place !== undefined &&
-        proof !== undefined &&
-        names.isOf(place, digest) &&
-        proof === fingerprintOf(hash)
-      );
+      return place !== undefined && names.isOf(place, digest) && proofs[place] === fingerprintOf(hash);
     },
     joinable: (digest) => flights.get(digest),
 
