@@ -11,7 +11,9 @@
  * place makes sure by the digest that it is of the very name.
  *
  * The index is a table with open addressing and linear probing, at most half full. Its words hold eight bits of the tag
- * beside the place, so that rows of other names are hardly ever touched.
+ * beside the place, so that rows of other names are hardly ever touched. It has its full length from the start, 8 to 16
+ * bytes for each name that there is room for: to make millions of words anew would hold up everybody, and the kernel gives
+ * memory only to what is written.
  *
  * What goes when there is no room is found by second chance (the clock algorithm), which comes close to the least recently
  * used: a hand goes round the places. A name that was used since the hand passed it last is spared this once.
@@ -55,7 +57,6 @@ const CHUNK_MASK = (1 << CHUNK_BITS) - 1;
 const PLACE_BITS = 24;
 const PLACE_MASK = (1 << PLACE_BITS) - 1;
 const MAX_CAPACITY = PLACE_MASK;
-const FIRST_INDEX_BITS = 10;
 /** 2^32 ÷ the golden ratio, odd: its products differ in their upper bits wherever numbers differ (Knuth, TAOCP 3, 6.4). */
 const SPREAD = 0x9e3779b1;
 
@@ -78,8 +79,8 @@ export function createNameCache({
 }): NameCache {
   if (capacity > MAX_CAPACITY) throw new RangeError('more names than a word of the index has places for');
   const chunks: Int32Array[] = [];
-  let indexBits = FIRST_INDEX_BITS;
-  let index = new Int32Array(1 << indexBits);
+  const indexBits = Math.ceil(Math.log2(2 * capacity));
+  const index = new Int32Array(1 << indexBits);
   let size = 0;
   let hand = 0;
 
@@ -132,11 +133,6 @@ export function createNameCache({
   function newPlace(): Place {
     const place = size++;
     if (place >> CHUNK_BITS === chunks.length) chunks.push(new Int32Array(1 << (CHUNK_BITS + ROW_BITS)));
-    if (size * 2 > index.length) {
-      indexBits++;
-      index = new Int32Array(1 << indexBits);
-      for (let other = 0; other < place; other++) enter(other);
-    }
     return place;
   }
 
