@@ -2,7 +2,7 @@ import { spellAddress } from '../domain/address.ts';
 import { type KeyRecord, OUTCOMES, type Outcome } from '../domain/decision.ts';
 import type { Key } from '../domain/key.ts';
 import { KEY_ID_BYTES, type KeyId, writeKeyId } from '../domain/key-id.ts';
-import { HOUR_MS, startOf } from '../domain/usage.ts';
+import { startOf } from '../domain/usage.ts';
 import type { KeyUse, UsageBatch } from '../storage/usage.ts';
 
 /** Which of the tallies that gather it is: the first is 0. */
@@ -22,10 +22,10 @@ type Slot = number;
 export interface Tallies {
   /** Those that gather. */
   size(): number;
-  /** The tally of an outcome of a key within an hour (hours since the epoch), if there is one. */
-  find(record: KeyRecord, hour: number, outcome: Outcome): Slot | undefined;
+  /** The tally of an outcome of a key within the hour that begins at `hourMs`, if there is one. */
+  find(record: KeyRecord, hourMs: number, outcome: Outcome): Slot | undefined;
   /** Begins one. */
-  open(record: KeyRecord, hour: number, outcome: Outcome): Slot;
+  open(record: KeyRecord, hourMs: number, outcome: Outcome): Slot;
   count(slot: Slot): void;
   /** Notes a use at `atMs` by a client at this address, as it was told; not one that is older than what is known. */
   use(slot: Slot, atMs: number, ip: string | null | undefined): void;
@@ -70,7 +70,7 @@ function createChunk() {
     former: new Int32Array(CHUNK_TALLIES),
     ids: new Uint8Array(CHUNK_TALLIES * KEY_ID_BYTES),
     workspaceIds: new Array<string>(CHUNK_TALLIES).fill(''),
-    hours: new Int32Array(CHUNK_TALLIES),
+    hoursMs: new Float64Array(CHUNK_TALLIES),
     outcomes: new Uint8Array(CHUNK_TALLIES),
     /** No instance is asked 2^32 times within an hour. */
     counts: new Uint32Array(CHUNK_TALLIES),
@@ -99,14 +99,14 @@ export function createTallies(): Tallies {
   const chunkOf = (slot: Slot) => chunks[slot >> CHUNK_BITS] as Chunk;
 
   /** Begins a tally of nothing yet, which nothing leads to. */
-  function append({ id, workspaceId }: Owner, hour: number, outcome: Outcome): Slot {
+  function append({ id, workspaceId }: Owner, hourMs: number, outcome: Outcome): Slot {
     if (size >> CHUNK_BITS === chunks.length) chunks.push(spare.pop() ?? createChunk());
     const chunk = chunkOf(size);
     const at = chunk.length;
     writeKeyId(id, chunk.ids, at * KEY_ID_BYTES);
     chunk.former[at] = NONE;
     chunk.workspaceIds[at] = workspaceId;
-    chunk.hours[at] = hour;
+    chunk.hoursMs[at] = hourMs;
     chunk.outcomes[at] = INDEX_OF[outcome];
     chunk.counts[at] = 0;
     chunk.usedAt[at] = 0;
@@ -132,20 +132,20 @@ export function createTallies(): Tallies {
   return {
     size: () => size,
 
-    find(record, hour, outcome) {
+    find(record, hourMs, outcome) {
       const index = INDEX_OF[outcome];
       for (let slot = latestOf(record); slot !== NONE; ) {
         const chunk = chunkOf(slot);
         const at = slot & CHUNK_MASK;
-        if (chunk.hours[at] === hour && chunk.outcomes[at] === index) return slot;
+        if (chunk.hoursMs[at] === hourMs && chunk.outcomes[at] === index) return slot;
         slot = chunk.former[at] ?? NONE;
       }
       return undefined;
     },
 
-    open(record, hour, outcome) {
+    open(record, hourMs, outcome) {
       const former = latestOf(record);
-      const slot = append(record.key, hour, outcome);
+      const slot = append(record.key, hourMs, outcome);
       const chunk = chunkOf(slot);
       chunk.former[slot & CHUNK_MASK] = former;
       if (record.tally === undefined) {
@@ -165,7 +165,7 @@ export function createTallies(): Tallies {
     use,
 
     note(key, { at, ip }) {
-      use(append(key, startOf('hour', at) / HOUR_MS, 'active'), at, ip);
+      use(append(key, startOf('hour', at), 'active'), at, ip);
     },
 
     sum: () => chunks.reduce((sum, chunk) => sum + sumOf(chunk), 0),
@@ -191,11 +191,20 @@ function sumOf({ counts, length }: Chunk): number {
   return counts.subarray(0, length).reduce((sum, count) => sum + count, 0);
 }
 
-function usageOf({ length, ids, workspaceIds, hours, outcomes, counts, usedAt, usedIps }: Chunk): UsageBatch {
+function usageOf({
+  length,
+  ids,
+  workspaceIds,
+  hoursMs,
+  outcomes,
+  counts,
+  usedAt,
+  usedIps,
+}: Chunk): UsageBatch {
   return {
     workspaceIds: workspaceIds.slice(0, length),
     keyIds: ids.subarray(0, length * KEY_ID_BYTES),
-    hoursMs: Float64Array.from(hours.subarray(0, length), (hour) => hour * HOUR_MS),
+    hoursMs: hoursMs.subarray(0, length),
     codes: Array.from(outcomes.subarray(0, length), (index) => OUTCOMES[index] ?? ''),
     counts: counts.subarray(0, length),
     usedMs: usedAt.subarray(0, length),

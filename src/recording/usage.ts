@@ -5,7 +5,7 @@ import type { KeyRecord, Outcome } from '../domain/decision.ts';
 import { bucketOf } from '../domain/duration-histogram.ts';
 import type { KeyId } from '../domain/key-id.ts';
 import type { GrowthThreshold } from '../domain/signal.ts';
-import { HOUR_MS, startOf } from '../domain/usage.ts';
+import { startOf } from '../domain/usage.ts';
 import { SYSTEM_WORKSPACE } from '../domain/workspace.ts';
 import type { Database } from '../storage/database.ts';
 import { noteGrowths } from '../storage/signal-sources.ts';
@@ -97,8 +97,8 @@ export function createUsageKeeper(options: UsageOptions): UsageKeeper {
   let lastForgotten = Number.NEGATIVE_INFINITY;
 
   /** The tally of an outcome of a key within an hour; `undefined` where there is no more room. */
-  function slotOf(record: KeyRecord, hour: number, outcome: Outcome): number | undefined {
-    const known = gathering.find(record, hour, outcome);
+  function slotOf(record: KeyRecord, hourMs: number, outcome: Outcome): number | undefined {
+    const known = gathering.find(record, hourMs, outcome);
     if (known !== undefined) return known;
     if (pending() >= maxTallies) {
       observer.usageDropped(1);
@@ -106,7 +106,7 @@ export function createUsageKeeper(options: UsageOptions): UsageKeeper {
     }
     gatheringSince ??= performance.now();
     schedule(FLUSH_EVERY_MS);
-    return gathering.open(record, hour, outcome);
+    return gathering.open(record, hourMs, outcome);
   }
 
   function schedule(inMs: number): void {
@@ -194,7 +194,7 @@ export function createUsageKeeper(options: UsageOptions): UsageKeeper {
       observer.introspected(outcome);
       const { record, nowMs } = decision;
       if (record === undefined || nowMs === undefined) return;
-      const slot = slotOf(record, Math.floor(nowMs / HOUR_MS), outcome);
+      const slot = slotOf(record, startOf('hour', nowMs), outcome);
       if (slot === undefined) return;
       gathering.count(slot);
       if (decision.active) gathering.use(slot, nowMs, facts?.ip);

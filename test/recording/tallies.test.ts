@@ -19,7 +19,8 @@ interface Use {
 }
 
 function add(tallies: Tallies, { record, hour, outcome }: Use): void {
-  const slot = tallies.find(record, hour, outcome) ?? tallies.open(record, hour, outcome);
+  const hourMs = hour * HOUR_MS;
+  const slot = tallies.find(record, hourMs, outcome) ?? tallies.open(record, hourMs, outcome);
   tallies.count(slot);
   if (outcome === 'active') tallies.use(slot, hour * HOUR_MS + 1, '2001:DB8::1');
 }
@@ -128,10 +129,17 @@ test('a use that is noted counts nothing', () => {
 test('the latest use stands, with its address', () => {
   const tallies = createTallies();
   const record = recordOf(1, true);
-  const slot = tallies.open(record, 5, 'active');
+  const slot = tallies.open(record, 5 * HOUR_MS, 'active');
   tallies.use(slot, 5 * HOUR_MS + 9, '192.0.2.9');
   tallies.use(slot, 5 * HOUR_MS + 3, '192.0.2.3');
   const [batch] = tallies.take();
   expect(batch?.usage()).toMatchObject({ ips: ['192.0.2.9'] });
   expect(Array.from(batch?.usage().usedMs ?? [])).toEqual([5 * HOUR_MS + 9]);
+});
+
+test('what is no id of a key has no tally', () => {
+  const tallies = createTallies();
+  const record = { key: { id: 'key_8zzzzzzzzzzzzzzzzzzzzzzzzz', workspaceId: 'ws_1' } } as KeyRecord;
+  expect(() => tallies.open(record, 0, 'active')).toThrow(TypeError);
+  expect(tallies.size()).toBe(0);
 });
