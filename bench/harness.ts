@@ -28,6 +28,8 @@ export interface Process {
   stop(signal?: NodeJS.Signals): Promise<void>;
   /** Ends it, and starts the same anew, at another address. */
   renew(): Promise<void>;
+  /** Starts the same beside it. */
+  startAnother(): Promise<Process>;
 }
 
 export interface BenchDatabase {
@@ -146,6 +148,7 @@ async function start(
       await stop('SIGKILL');
       running = await spawnListening(args, environment);
     },
+    startAnother: () => start(args, environment, closers),
     cpuMs: () => cpuMsOf(running.child.pid),
   };
 }
@@ -215,10 +218,14 @@ export const OPEN_CONNECTIONS = 64;
 const DEFAULT_SECONDS = 3;
 let files = 0;
 
-/** Runs loads beside each other to their end, in a process of their own; `cpuMs` is what that took itself. */
+/**
+ * Runs loads beside each other to their end, in a process of their own; `cpuMs` is what that took itself.
+ * @param turnMs they take turns of so long instead, of the seconds of all.
+ */
 export async function loads(
   bench: Bench,
   streams: readonly Load[],
+  turnMs?: number,
 ): Promise<{ streams: LoadResult[]; cpuMs: number }> {
   const written: string[] = [];
   const write = async (content: unknown) => {
@@ -228,7 +235,8 @@ export async function loads(
     return file;
   };
   const options = {
-    seconds: streams[0]?.seconds ?? DEFAULT_SECONDS,
+    turnMs,
+    seconds: (streams[0]?.seconds ?? DEFAULT_SECONDS) * (turnMs === undefined ? 1 : streams.length),
     streams: await Promise.all(
       streams.map(async ({ bodies, ...rest }) =>
         bodies === undefined ? rest : { ...rest, bodiesFile: await write(bodies) },
@@ -264,25 +272,22 @@ export interface Comparison {
 
 type Measured = readonly [Process, Load];
 
-/**
- * Yardstick ÷ ours, in CPU per request, medians over alternating rounds; `control` is the yardstick ÷ itself.
- * @param isRenewed whether each round begins with new processes, which are warmed up. One and the same program needs a
- *   third more in one process than in the next, as its memory happens to lie, and all rounds would have the same luck.
- */
+/** What one round took, in microseconds a request. */
+interface Taken {
+  readonly yardstick: number;
+  readonly ours: number;
+  readonly again: number;
+}
+
+const TURN_MS = 100;
+
+/** Yardstick ÷ ours, in CPU per request, medians over alternating rounds; `control` is the yardstick ÷ itself. */
 export async function compare(
   bench: Bench,
-  options: { yardstick: Measured; ours: Measured; rounds: number; isRenewed?: boolean },
+  { yardstick, ours, rounds }: { yardstick: Measured; ours: Measured; rounds: number },
 ): Promise<Comparison> {
-  const { rounds, isRenewed = false } = options;
-  let { yardstick, ours } = options;
-  const taken: { yardstick: number; ours: number; again: number }[] = [];
+  const taken: Taken[] = [];
   for (let round = -1; round < rounds; round++) {
-    if (isRenewed && round >= 0) {
-      yardstick = await renew(yardstick);
-      ours = await renew(ours);
-      for (const [server, work] of [yardstick, ours, yardstick, ours])
-        await cpuPerRequest(bench, server, work);
-    }
     const measured = {
       yardstick: await cpuPerRequest(bench, ...yardstick),
       ours: await cpuPerRequest(bench, ...ours),
@@ -291,18 +296,59 @@ export async function compare(
     // The first round warms up.
     if (round >= 0) taken.push(measured);
   }
+  return comparisonOf(taken);
+}
+
+/**
+ * The same of programs that have nothing to do for each other's requests: each round with new processes, which are
+ * warmed up and then asked in short turns. One and the same program needs a third more in one process than in the next,
+ * as its memory happens to lie, and half as much again in one second as in the next, as the machine's other guests do:
+ * new processes spread the one, and turns let the other meet all alike. The yardstick is there twice.
+ */
+export async function compareInTurns(
+  bench: Bench,
+  { yardstick, ours, rounds }: { yardstick: Measured; ours: Measured; rounds: number },
+): Promise<Comparison> {
+  const again: Measured = [await yardstick[0].startAnother(), yardstick[1]];
+  const taken: Taken[] = [];
+  for (let round = 0; round < rounds; round++) {
+    const renewed = [await renew(yardstick), await renew(ours), await renew(again)];
+    await cpuInTurns(bench, renewed);
+    const [first = NaN, second = NaN, third = NaN] = await cpuInTurns(bench, renewed);
+    taken.push({ yardstick: first, ours: second, again: third });
+  }
+  await again[0].stop('SIGKILL');
+  return comparisonOf(taken);
+}
+
+async function cpuInTurns(bench: Bench, measured: readonly Measured[]): Promise<number[]> {
+  const cpu = () => Promise.all(measured.map(([server]) => server.cpuMs()));
+  const before = await cpu();
+  const { streams } = await loads(
+    bench,
+    measured.map(([, work]) => ({ ...work, isAwake: true })),
+    TURN_MS,
+  );
+  const after = await cpu();
+  return streams.map(({ answered, errors }, index) => {
+    if (errors > 0 || answered === 0) throw new Error(`${errors} of the requests failed`);
+    return (((after[index] ?? NaN) - (before[index] ?? NaN)) * 1000) / answered;
+  });
+}
+
+async function renew([server, work]: Measured): Promise<Measured> {
+  await server.renew();
+  const { pathname, search } = new URL(work.url);
+  return [server, { ...work, url: `${server.url}${pathname}${search}` }];
+}
+
+function comparisonOf(taken: readonly Taken[]): Comparison {
   return {
     ratio: median(taken.map((round) => (round.yardstick + round.again) / 2 / round.ours)),
     control: median(taken.map((round) => round.yardstick / round.again)),
     oursUs: median(taken.map((round) => round.ours)),
     yardstickUs: median(taken.map((round) => round.yardstick)),
   };
-}
-
-async function renew([server, work]: Measured): Promise<Measured> {
-  const formerUrl = server.url;
-  await server.renew();
-  return [server, { ...work, url: work.url.replace(formerUrl, server.url) }];
 }
 
 /**

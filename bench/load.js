@@ -1,13 +1,14 @@
 // The load, in a process of its own: argv names a file with the options of one run as JSON, standard output gets its
 // result. Each stream is either closed (every connection asks again as soon as it is answered) or open (`rate` requests
 // a second at random moments, whatever the answers do). An open stream counts a latency from the moment at which its
-// request was due, also when no connection was free for it: what a slow answer keeps waiting is not left out.
+// request was due, also when no connection was free for it: what a slow answer keeps waiting is not left out. With
+// `turnMs` the streams, closed ones, take turns of so long: whatever else the machine does meets all of them alike.
 import { readFileSync } from 'node:fs';
 import net from 'node:net';
 import { createHistogram } from 'node:perf_hooks';
 import { setTimeout as sleep } from 'node:timers/promises';
 
-const { streams, seconds } = JSON.parse(readFileSync(process.argv[2] ?? '', 'utf8'));
+const { streams, seconds, turnMs } = JSON.parse(readFileSync(process.argv[2] ?? '', 'utf8'));
 const HEADER_END = Buffer.from('\r\n\r\n');
 const LONGEST_US = 60_000_000;
 /** When the time is over, or where a number of requests is asked for, nothing was answered for so long: faults. */
@@ -17,26 +18,36 @@ const LOOK_EVERY_MS = 500;
 /** The kernel takes connections in before Node's server does, which many of them keep from its work for a while. */
 const SETTLE_MS = 300;
 
-const begins = await Promise.all(streams.map(prepareStream));
+let turn = 0;
+const prepared = await Promise.all(streams.map(prepareStream));
 await sleep(SETTLE_MS);
 const endsAt = performance.now() + seconds * 1000;
-const results = await Promise.all(begins.map((begin) => begin()));
+const running = prepared.map(({ begin }) => begin());
+if (turnMs !== undefined)
+  setInterval(() => {
+    turn = (turn + 1) % streams.length;
+    for (const { goOn } of prepared) goOn();
+  }, turnMs);
+const results = await Promise.all(running);
 const { user, system } = process.cpuUsage();
 process.stdout.write(JSON.stringify({ streams: results, cpuMs: (user + system) / 1000 }));
 process.exit();
 
-/** Connects; answers what begins the stream, and resolves to its result. */
-async function prepareStream({
-  url,
-  headers = {},
-  bodiesFile,
-  connections = 20,
-  rate,
-  amount,
-  inTurn = false,
-  isCoarse = false,
-  isAwake = false,
-}) {
+/** Connects; answers what begins the stream, which resolves to its result, and what tells it that a turn is over. */
+async function prepareStream(
+  {
+    url,
+    headers = {},
+    bodiesFile,
+    connections = 20,
+    rate,
+    amount,
+    inTurn = false,
+    isCoarse = false,
+    isAwake = false,
+  },
+  index,
+) {
   const target = new URL(url);
   // Without bodies there is nothing to send: GET.
   const bodies = bodiesFile === undefined ? undefined : JSON.parse(readFileSync(bodiesFile, 'utf8'));
@@ -63,6 +74,7 @@ async function prepareStream({
   let nextAt = 0;
   let answeredAt = 0;
   let isGivenUp = false;
+  const isItsTurn = () => turnMs === undefined || turn === index;
   const isOver = () => isGivenUp || (amount === undefined ? performance.now() >= endsAt : asked >= amount);
 
   function requestText() {
@@ -125,7 +137,8 @@ async function prepareStream({
 
   /** A line that was answered asks again, or takes what is due. */
   function proceed(line) {
-    const next = rate === undefined ? (isOver() ? undefined : performance.now()) : due.shift();
+    const next =
+      rate === undefined ? (isOver() || !isItsTurn() ? undefined : performance.now()) : due.shift();
     if (next !== undefined) return send(line, next);
     free.push(line);
     finish();
@@ -146,17 +159,22 @@ async function prepareStream({
   }
 
   const lines = await Promise.all(Array.from({ length: connections }, connect));
-  return begin;
+  return { begin, goOn };
+
+  /** Lines that are free ask, where they may. */
+  function goOn() {
+    for (const line of free.splice(0)) proceed(line);
+  }
 
   function begin() {
     begunAt = performance.now();
     answeredAt = begunAt;
     giveUpInTheEnd();
+    free.push(...lines);
     if (rate === undefined) {
-      for (const line of lines) proceed(line);
+      goOn();
       if (isAwake) stayAwake();
     } else {
-      free.push(...lines);
       nextAt = begunAt;
       pace();
     }

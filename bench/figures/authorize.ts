@@ -6,7 +6,7 @@ import { userInfo } from 'node:os';
 import { join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { fileURLToPath } from 'node:url';
-import { type Bench, compare, type Load, load, median, type Process } from '../harness.ts';
+import { type Bench, compareInTurns, type Load, load, median, type Process } from '../harness.ts';
 import type { Figure, Options } from '../run.ts';
 import { storeKeysWithMemo } from './keys.ts';
 
@@ -34,11 +34,10 @@ export async function authorize(bench: Bench, { rounds, seconds }: Options): Pro
     'x-forwarded-uri': '/contacts/17?page=2',
     'x-forwarded-for': '203.0.113.9',
   };
-  const { ratio, control, oursUs, yardstickUs } = await compare(bench, {
+  const { ratio, control, oursUs, yardstickUs } = await compareInTurns(bench, {
     yardstick: [bare, { url: `${bare.url}/bare`, headers, seconds }],
     ours: [service, { url: `${service.url}/v1/authorize`, headers, seconds }],
     rounds,
-    isRenewed: true,
   });
   await service.stop();
   await bare.stop('SIGKILL');

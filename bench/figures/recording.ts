@@ -1,4 +1,4 @@
-import { type Bench, compare } from '../harness.ts';
+import { type Bench, compareInTurns } from '../harness.ts';
 import type { Figure, Options } from '../run.ts';
 import { storeKeysWithMemo } from './keys.ts';
 
@@ -31,11 +31,10 @@ export async function recording(bench: Bench, { rounds, seconds }: Options): Pro
     [`${KEYS} keys, refused`, on, asking('write'), undefined],
   ] as const) {
     const load = (url: string) => ({ url: `${url}/v1/introspect`, headers, bodies, seconds });
-    const { ratio, control, oursUs, yardstickUs } = await compare(bench, {
+    const { ratio, control, oursUs, yardstickUs } = await compareInTurns(bench, {
       yardstick: [off, load(off.url)],
       ours: [service, load(service.url)],
       rounds,
-      isRenewed: true,
     });
     figures.push({
       name: `warm introspection, ${name}: recording off ÷ on`,

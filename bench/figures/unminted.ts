@@ -1,4 +1,4 @@
-import { type Bench, call, compare, load } from '../harness.ts';
+import { type Bench, call, compareInTurns, load } from '../harness.ts';
 import type { Figure, Options } from '../run.ts';
 import { unmintedTokens } from './keys.ts';
 
@@ -12,11 +12,10 @@ export async function unminted(bench: Bench, { rounds, seconds }: Options): Prom
   const answer = await call(service, token, '/v1/introspect', { body: JSON.parse(bodies[0] ?? '{}') });
   const bare = await bench.bare(JSON.stringify(answer).length);
   const work = { headers: { authorization: `Bearer ${token}` }, bodies, seconds };
-  const { ratio, control, oursUs, yardstickUs } = await compare(bench, {
+  const { ratio, control, oursUs, yardstickUs } = await compareInTurns(bench, {
     yardstick: [bare, { ...work, url: `${bare.url}/bare` }],
     ours: [service, { ...work, url: `${service.url}/v1/introspect` }],
     rounds,
-    isRenewed: true,
   });
   // Of a process that has long begun, whose caller is in its memory.
   const before = await countStatements(database.query);

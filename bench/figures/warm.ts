@@ -3,6 +3,7 @@ import {
   type Bench,
   call,
   compare,
+  compareInTurns,
   compareLatency,
   halfOfSaturation,
   type Load,
@@ -58,11 +59,10 @@ export async function warm(bench: Bench, { rounds, seconds }: Options): Promise<
   const bare = await bench.bare(await answerSize(ours, JSON.parse(bodies[0] ?? '{}')));
   const yardstick = (): Load => ({ ...ours.introspect(bodies), url: `${bare.url}/bare` });
 
-  const cpu = await compare(bench, {
+  const cpu = await compareInTurns(bench, {
     yardstick: [bare, { ...yardstick(), seconds }],
     ours: [ours.service, { ...ours.introspect(bodies), seconds }],
     rounds,
-    isRenewed: true,
   });
   const asked = { ...ours.introspect(bodies), connections: OPEN_CONNECTIONS, seconds };
   const open = { connections: OPEN_CONNECTIONS, seconds, rate: await halfOfSaturation(bench, asked) };

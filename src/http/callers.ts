@@ -6,14 +6,9 @@ import { Failure } from '../domain/errors.ts';
 import type { RateLimit } from '../domain/rate-limit.ts';
 import { type Permission, permits } from '../domain/scope.ts';
 import type { Recorder } from '../recording/recorder.ts';
-import {
-  type Authentication,
-  type ShownToken,
-  type Soon,
-  showToken,
-  type Verifier,
-} from '../verification/verifier.ts';
+import { type Authentication, type Soon, showToken, type Verifier } from '../verification/verifier.ts';
 import { addressBlockOf, addressOf, peerAddressOf } from './address.ts';
+import { connectionOf } from './connection.ts';
 import { type Credential, readCredential } from './credential.ts';
 
 declare module 'fastify' {
@@ -68,20 +63,6 @@ export interface Callers {
 }
 
 type Limit = ReturnType<FastifyInstance['createRateLimit']>;
-
-/**
- * On a connection: the service key that it showed last, where that was let in. A client shows the same with each
- * request, and to digest it again would be a thirtieth of what an introspection costs. The key itself is compared, so
- * that a connection keeps it in memory for as long as it lasts (docs/performance.md); whether it is still good is found
- * out for each request.
- */
-const SHOWN = Symbol('the service key shown last');
-
-declare module 'node:net' {
-  interface Socket {
-    [SHOWN]?: ShownToken;
-  }
-}
 
 /** What a scope asks of its callers. */
 interface Gate {
@@ -143,8 +124,8 @@ export function createCallers(
   ): Soon<void> {
     const { permission, limit } = gate;
     if (token === undefined) return refuseStranger(request, reply, absent);
-    const { socket } = request.raw;
-    const shown = socket[SHOWN]?.token === token ? socket[SHOWN] : showToken(token);
+    const connection = connectionOf(request.raw.socket);
+    const shown = connection.shown?.token === token ? connection.shown : showToken(token);
     const found = verifier.authenticate(shown, address);
     const goOn = (authentication: Authentication): Soon<void> => {
       if (!authentication.authenticated)
@@ -153,7 +134,7 @@ export function createCallers(
       if (keyId !== undefined && keyId !== caller.keyId)
         return refuseStranger(request, reply, REFUSED_CREDENTIAL.invalid);
       request.caller = caller;
-      socket[SHOWN] = shown;
+      connection.shown = shown;
       recorder.called(caller, address);
       // Before the permission: a request that is refused costs as much as any.
       if (rateLimit !== null) return spendOwn(caller, rateLimit, request, reply, gate);
@@ -203,11 +184,12 @@ export function createCallers(
 
   const recognize: Callers['recognize'] = (token, socket, address) => {
     if (limiters.introspection !== undefined) return undefined;
-    const shown = socket[SHOWN]?.token === token ? socket[SHOWN] : showToken(token);
+    const connection = connectionOf(socket);
+    const shown = connection.shown?.token === token ? connection.shown : showToken(token);
     const found = verifier.recall(shown, address);
     if (found?.authenticated !== true || found.rateLimit !== null) return undefined;
     if (!permits(found.caller.permissions, 'introspect')) return undefined;
-    socket[SHOWN] = shown;
+    connection.shown = shown;
     return found.caller;
   };
 

@@ -3,6 +3,7 @@ import { Socket } from 'node:net';
 import type { Duplex } from 'node:stream';
 import { TLSSocket } from 'node:tls';
 import { Failure } from '../domain/errors.ts';
+import { connectionOf, describeConnections } from './connection.ts';
 import { behindAuthorize } from './gateway-request.ts';
 import { problemText } from './problem.ts';
 import { newRequestId } from './request-id.ts';
@@ -19,22 +20,6 @@ import type { TrafficObserver } from './traffic.ts';
 /** As much of a request line as is looked at: `/v1/authorize` stands at its front. */
 const MAX_TARGET_LENGTH = 512;
 
-interface Latest {
-  request: IncomingMessage;
-  response: ServerResponse;
-  /** The answer before, on the same connection. */
-  before: ServerResponse | undefined;
-}
-
-/** On the socket itself: it is looked at and set with every request, and costs nothing there. */
-const LATEST = Symbol('the latest request and its answer');
-
-declare module 'node:net' {
-  interface Socket {
-    [LATEST]?: Latest;
-  }
-}
-
 /** Watches over the connections of a server; answers its handler of `clientError`. `observer` is told of refusals. */
 export function guardConnections(
   server: Server,
@@ -47,7 +32,7 @@ export function guardConnections(
     if (refused.has(socket)) return;
     refused.add(socket);
     observer?.problem(failure.code);
-    const last = socket instanceof Socket ? socket[LATEST] : undefined;
+    const last = socket instanceof Socket ? connectionOf(socket).latest : undefined;
     if (last === undefined || last.request.complete) {
       after(last?.response, () => end(socket, failure));
       return;
@@ -60,9 +45,10 @@ export function guardConnections(
   }
 
   function note(request: IncomingMessage, response: ServerResponse): void {
-    const last = request.socket[LATEST];
+    const connection = connectionOf(request.socket);
+    const last = connection.latest;
     if (last === undefined) {
-      request.socket[LATEST] = { request, response, before: undefined };
+      connection.latest = { request, response, before: undefined };
       return;
     }
     last.before = last.response;
@@ -70,6 +56,7 @@ export function guardConnections(
     last.response = response;
   }
 
+  describeConnections(server);
   putInFront(server, (answering) => (request, response) => {
     note(request, response);
     answering(request, response);

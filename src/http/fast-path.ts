@@ -6,6 +6,7 @@ import type { Failure } from '../domain/errors.ts';
 import type { Soon } from '../verification/verifier.ts';
 import { type Answer, writeAnswer } from './answer.ts';
 import type { Callers } from './callers.ts';
+import { type Connection, connectionOf } from './connection.ts';
 import { faultOfHost } from './host.ts';
 import { faultOf, logFault } from './problem.ts';
 import { requestIdOf } from './request-id.ts';
@@ -54,18 +55,10 @@ interface Left {
 }
 
 const LEFT = Symbol('what was made of a request before Fastify got it');
-/** On a connection: the one request whose body is not whole yet. */
-const READING = Symbol('the request whose body is being read');
 
 declare module 'node:http' {
   interface IncomingMessage {
     [LEFT]?: Left;
-  }
-}
-
-declare module 'node:net' {
-  interface Socket {
-    [READING]?: Arrival | null;
   }
 }
 
@@ -150,11 +143,10 @@ export function createFastPath(
   }
 
   /** The request whose body is read on this connection ends with it. To follow each would cost each a listener. */
-  function watch(socket: Socket): void {
-    socket[READING] = null;
+  function watch(socket: Socket, connection: Connection): void {
+    connection.reading = null;
     socket.once('close', () => {
-      const left = socket[READING];
-      if (left != null) traffic.ended(left, undefined);
+      if (connection.reading != null) traffic.ended(connection.reading, undefined);
     });
   }
 
@@ -178,10 +170,11 @@ export function createFastPath(
       return;
     }
     const { socket } = request;
-    if (socket[READING] === undefined) watch(socket);
-    socket[READING] = arrival;
+    const connection = connectionOf(socket);
+    if (connection.reading === undefined) watch(socket, connection);
+    connection.reading = arrival;
     readBody(request, bodyLength, (body) => {
-      socket[READING] = null;
+      connection.reading = null;
       settle({ asked, arrival, plain }, response, body);
     });
   };
