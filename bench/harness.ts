@@ -201,6 +201,8 @@ export interface Load {
    * whose clients are on other machines.
    */
   readonly isAwake?: boolean;
+  /** Whose CPU time is counted in its turns. */
+  readonly pid?: number | undefined;
 }
 
 export interface LoadResult {
@@ -211,6 +213,8 @@ export interface LoadResult {
   readonly p50Us: number;
   readonly p99Us: number;
   readonly maxUs: number;
+  /** In the stream's turns. */
+  readonly serverCpuUs?: number;
 }
 
 /** Enough that an open stream hardly ever finds none of them free. */
@@ -220,7 +224,7 @@ let files = 0;
 
 /**
  * Runs loads beside each other to their end, in a process of their own; `cpuMs` is what that took itself.
- * @param turnMs they take turns of so long instead, of the seconds of all.
+ * @param turnMs they take turns of so long instead, each for its seconds.
  */
 export async function loads(
   bench: Bench,
@@ -236,7 +240,7 @@ export async function loads(
   };
   const options = {
     turnMs,
-    seconds: (streams[0]?.seconds ?? DEFAULT_SECONDS) * (turnMs === undefined ? 1 : streams.length),
+    seconds: streams[0]?.seconds ?? DEFAULT_SECONDS,
     streams: await Promise.all(
       streams.map(async ({ bodies, ...rest }) =>
         bodies === undefined ? rest : { ...rest, bodiesFile: await write(bodies) },
@@ -322,17 +326,14 @@ export async function compareInTurns(
 }
 
 async function cpuInTurns(bench: Bench, measured: readonly Measured[]): Promise<number[]> {
-  const cpu = () => Promise.all(measured.map(([server]) => server.cpuMs()));
-  const before = await cpu();
   const { streams } = await loads(
     bench,
-    measured.map(([, work]) => ({ ...work, isAwake: true })),
+    measured.map(([{ child }, work]) => ({ ...work, pid: child.pid, isAwake: true })),
     TURN_MS,
   );
-  const after = await cpu();
-  return streams.map(({ answered, errors }, index) => {
+  return streams.map(({ answered, errors, serverCpuUs = NaN }) => {
     if (errors > 0 || answered === 0) throw new Error(`${errors} of the requests failed`);
-    return (((after[index] ?? NaN) - (before[index] ?? NaN)) * 1000) / answered;
+    return serverCpuUs / answered;
   });
 }
 

@@ -3,7 +3,7 @@
 // a second at random moments, whatever the answers do). An open stream counts a latency from the moment at which its
 // request was due, also when no connection was free for it: what a slow answer keeps waiting is not left out. With
 // `turnMs` the streams, closed ones, take turns of so long: whatever else the machine does meets all of them alike.
-import { readFileSync } from 'node:fs';
+import { readdirSync, readFileSync } from 'node:fs';
 import net from 'node:net';
 import { createHistogram } from 'node:perf_hooks';
 import { setTimeout as sleep } from 'node:timers/promises';
@@ -18,36 +18,56 @@ const LOOK_EVERY_MS = 500;
 /** The kernel takes connections in before Node's server does, which many of them keep from its work for a while. */
 const SETTLE_MS = 300;
 
-let turn = 0;
-const prepared = await Promise.all(streams.map(prepareStream));
+let endsAt = 0;
+const begins = await Promise.all(streams.map(prepareStream));
 await sleep(SETTLE_MS);
-const endsAt = performance.now() + seconds * 1000;
-const running = prepared.map(({ begin }) => begin());
-if (turnMs !== undefined)
-  setInterval(() => {
-    turn = (turn + 1) % streams.length;
-    for (const { goOn } of prepared) goOn();
-  }, turnMs);
-const results = await Promise.all(running);
+const results = turnMs === undefined ? await besideEachOther() : await inTurns();
 const { user, system } = process.cpuUsage();
 process.stdout.write(JSON.stringify({ streams: results, cpuMs: (user + system) / 1000 }));
 process.exit();
 
-/** Connects; answers what begins the stream, which resolves to its result, and what tells it that a turn is over. */
-async function prepareStream(
-  {
-    url,
-    headers = {},
-    bodiesFile,
-    connections = 20,
-    rate,
-    amount,
-    inTurn = false,
-    isCoarse = false,
-    isAwake = false,
-  },
-  index,
-) {
+function besideEachOther() {
+  endsAt = performance.now() + seconds * 1000;
+  return Promise.all(begins.map((begin) => begin()));
+}
+
+/** Each with the CPU time of its server, in its turns. */
+async function inTurns() {
+  const results = streams.map(() => ({}));
+  const cpuUs = streams.map(() => 0);
+  const turns = (seconds * 1000) / turnMs;
+  for (let turn = 0; turn < turns; turn++) {
+    for (const [index, begin] of begins.entries()) {
+      const before = cpuUsOf(streams[index].pid);
+      endsAt = performance.now() + turnMs;
+      results[index] = await begin();
+      cpuUs[index] += cpuUsOf(streams[index].pid) - before;
+    }
+  }
+  return results.map((result, index) => ({ ...result, serverCpuUs: cpuUs[index] }));
+}
+
+/** Of all threads, by the scheduler, which counts nanoseconds where proc(5)'s `stat` counts hundredths of a second. */
+function cpuUsOf(pid) {
+  const tasks = `/proc/${pid}/task`;
+  const nanoseconds = readdirSync(tasks).map((task) =>
+    Number(readFileSync(`${tasks}/${task}/schedstat`, 'utf8').split(' ', 1)[0]),
+  );
+  return nanoseconds.reduce((sum, one) => sum + one, 0) / 1000;
+}
+
+/** Connects; answers what begins the stream, once or for each of its turns, and resolves to its result so far. */
+async function prepareStream({
+  url,
+  headers = {},
+  bodiesFile,
+  connections = 20,
+  rate,
+  amount,
+  inTurn = false,
+  isCoarse = false,
+  isAwake = false,
+}) {
   const target = new URL(url);
   // Without bodies there is nothing to send: GET.
   const bodies = bodiesFile === undefined ? undefined : JSON.parse(readFileSync(bodiesFile, 'utf8'));
@@ -66,15 +86,13 @@ async function prepareStream(
   let succeeded = 0;
   let errors = 0;
   let end;
-  const done = new Promise((resolve) => {
-    end = resolve;
-  });
 
+  let isRunning = false;
+  let looking;
   let begunAt = 0;
   let nextAt = 0;
   let answeredAt = 0;
   let isGivenUp = false;
-  const isItsTurn = () => turnMs === undefined || turn === index;
   const isOver = () => isGivenUp || (amount === undefined ? performance.now() >= endsAt : asked >= amount);
 
   function requestText() {
@@ -137,8 +155,7 @@ async function prepareStream(
 
   /** A line that was answered asks again, or takes what is due. */
   function proceed(line) {
-    const next =
-      rate === undefined ? (isOver() || !isItsTurn() ? undefined : performance.now()) : due.shift();
+    const next = rate === undefined ? (isOver() ? undefined : performance.now()) : due.shift();
     if (next !== undefined) return send(line, next);
     free.push(line);
     finish();
@@ -146,7 +163,8 @@ async function prepareStream(
 
   function finish() {
     if (!isOver() || due.length > 0 || answered + errors < asked) return;
-    for (const line of free) line.socket.destroy();
+    isRunning = false;
+    clearInterval(looking);
     end({
       answered,
       succeeded,
@@ -158,21 +176,19 @@ async function prepareStream(
     });
   }
 
-  const lines = await Promise.all(Array.from({ length: connections }, connect));
-  return { begin, goOn };
-
-  /** Lines that are free ask, where they may. */
-  function goOn() {
-    for (const line of free.splice(0)) proceed(line);
-  }
+  free.push(...(await Promise.all(Array.from({ length: connections }, connect))));
+  return begin;
 
   function begin() {
     begunAt = performance.now();
     answeredAt = begunAt;
+    isRunning = true;
     giveUpInTheEnd();
-    free.push(...lines);
+    const done = new Promise((resolve) => {
+      end = resolve;
+    });
     if (rate === undefined) {
-      goOn();
+      for (const line of free.splice(0)) proceed(line);
       if (isAwake) stayAwake();
     } else {
       nextAt = begunAt;
@@ -182,10 +198,9 @@ async function prepareStream(
   }
 
   function giveUpInTheEnd() {
-    const looking = setInterval(() => {
+    looking = setInterval(() => {
       const since = amount === undefined ? Math.max(endsAt, answeredAt) : answeredAt;
       if (performance.now() - since < GRACE_MS) return;
-      clearInterval(looking);
       isGivenUp = true;
       errors += asked - answered - errors;
       due.length = 0;
@@ -194,7 +209,7 @@ async function prepareStream(
   }
 
   function stayAwake() {
-    if (!isOver()) setImmediate(stayAwake);
+    if (isRunning) setImmediate(stayAwake);
   }
 
   /** Whether another request falls due, now or later. */
