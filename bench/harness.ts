@@ -201,6 +201,8 @@ export interface Load {
    * whose clients are on other machines.
    */
   readonly isAwake?: boolean;
+  /** Sent at the same rate before, until then (Unix time), and not counted: a program that begins is slow for a while. */
+  readonly lead?: { readonly body: string; readonly untilMs: number };
   /** Whose CPU time is counted in its turns. */
   readonly pid?: number | undefined;
 }

@@ -2,7 +2,9 @@
 // result. Each stream is either closed (every connection asks again as soon as it is answered) or open (`rate` requests
 // a second at random moments, whatever the answers do). An open stream counts a latency from the moment at which its
 // request was due, also when no connection was free for it: what a slow answer keeps waiting is not left out. With
-// `turnMs` the streams, closed ones, take turns of so long: whatever else the machine does meets all of them alike.
+// `turnMs` the streams, closed ones, take turns of so long: whatever else the machine does meets all of them alike. A
+// stream with `lead`, an open one, sends the body that this names until it is time, and counts what comes thereafter:
+// a program that begins is slow, and whoever begins with a thousand requests due measures that for as long as they queue.
 import { readdirSync, readFileSync } from 'node:fs';
 import net from 'node:net';
 import { createHistogram } from 'node:perf_hooks';
@@ -18,7 +20,6 @@ const LOOK_EVERY_MS = 500;
 /** The kernel takes connections in before Node's server does, which many of them keep from its work for a while. */
 const SETTLE_MS = 300;
 
-let endsAt = 0;
 const begins = await Promise.all(streams.map(prepareStream));
 await sleep(SETTLE_MS);
 const results = turnMs === undefined ? await besideEachOther() : await inTurns();
@@ -27,8 +28,8 @@ process.stdout.write(JSON.stringify({ streams: results, cpuMs: (user + system) /
 process.exit();
 
 function besideEachOther() {
-  endsAt = performance.now() + seconds * 1000;
-  return Promise.all(begins.map((begin) => begin()));
+  const endsAt = performance.now() + seconds * 1000;
+  return Promise.all(begins.map((begin) => begin(endsAt)));
 }
 
 /** Each with the CPU time of its server, in its turns. */
@@ -39,8 +40,7 @@ async function inTurns() {
   for (let turn = 0; turn < turns; turn++) {
     for (const [index, begin] of begins.entries()) {
       const before = cpuUsOf(streams[index].pid);
-      endsAt = performance.now() + turnMs;
-      results[index] = await begin();
+      results[index] = await begin(performance.now() + turnMs);
       cpuUs[index] += cpuUsOf(streams[index].pid) - before;
     }
   }
@@ -67,6 +67,7 @@ async function prepareStream({
   inTurn = false,
   isCoarse = false,
   isAwake = false,
+  lead,
 }) {
   const target = new URL(url);
   // Without bodies there is nothing to send: GET.
@@ -93,14 +94,17 @@ async function prepareStream({
   let nextAt = 0;
   let answeredAt = 0;
   let isGivenUp = false;
-  const isOver = () => isGivenUp || (amount === undefined ? performance.now() >= endsAt : asked >= amount);
+  let endsAt = 0;
+  let sent = bodies;
+  let most = amount;
+  const isOver = () => isGivenUp || (most === undefined ? performance.now() >= endsAt : asked >= most);
 
   function requestText() {
-    if (bodies === undefined) {
+    if (sent === undefined) {
       asked++;
       return `${head}\r\n\r\n`;
     }
-    const body = bodies[inTurn ? asked % bodies.length : Math.floor(Math.random() * bodies.length)];
+    const body = sent[inTurn ? asked % sent.length : Math.floor(Math.random() * sent.length)];
     asked++;
     return `${head}\r\ncontent-length: ${Buffer.byteLength(body)}\r\n\r\n${body}`;
   }
@@ -177,9 +181,22 @@ async function prepareStream({
   }
 
   free.push(...(await Promise.all(Array.from({ length: connections }, connect))));
-  return begin;
+  return lead === undefined ? begin : beginWithLead;
 
-  function begin() {
+  async function beginWithLead(until) {
+    sent = [lead.body];
+    most = undefined;
+    await begin(lead.untilMs - performance.timeOrigin);
+    if (succeeded < asked) throw new Error(`of the lead's ${asked} requests ${succeeded} succeeded`);
+    sent = bodies;
+    most = amount;
+    asked = answered = succeeded = 0;
+    histogram.reset();
+    return begin(until);
+  }
+
+  function begin(until) {
+    endsAt = until;
     begunAt = performance.now();
     answeredAt = begunAt;
     isRunning = true;
@@ -199,7 +216,7 @@ async function prepareStream({
 
   function giveUpInTheEnd() {
     looking = setInterval(() => {
-      const since = amount === undefined ? Math.max(endsAt, answeredAt) : answeredAt;
+      const since = most === undefined ? Math.max(endsAt, answeredAt) : answeredAt;
       if (performance.now() - since < GRACE_MS) return;
       isGivenUp = true;
       errors += asked - answered - errors;
@@ -214,7 +231,7 @@ async function prepareStream({
 
   /** Whether another request falls due, now or later. */
   function isMore() {
-    return amount === undefined ? nextAt < endsAt : asked + due.length < amount;
+    return most === undefined ? nextAt < endsAt : asked + due.length < most;
   }
 
   function pace() {
@@ -231,6 +248,6 @@ async function prepareStream({
       else if (nextAt - now > 5) setTimeout(pace, nextAt - now - 2);
       else setImmediate(pace);
     } else if (isOver()) finish();
-    else if (amount === undefined) setTimeout(pace, endsAt - now);
+    else if (most === undefined) setTimeout(pace, endsAt - now);
   }
 }

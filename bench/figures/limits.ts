@@ -9,6 +9,8 @@ const FIRST_USES = 100_000;
 const WINDOW_SECONDS = 120;
 /** The clocks of the bench and of the database are one, but a timer may be early. */
 const A_MOMENT_MS = 20;
+/** How long before a window turns its load begins, so that load and service are at work as it does. */
+const LEAD_MS = 5_000;
 /** So many requests may be under way; what is due beyond that waits, and its wait counts. */
 const CONNECTIONS = 500;
 /** As the other latencies are taken: at half of saturation. */
@@ -73,7 +75,8 @@ export async function limits(bench: Bench, { rounds, seconds }: Options): Promis
 
 /**
  * What a grant costs keys that come for the first time in a window, each with one of its own: all are warm, a window
- * turns, and they come, first as fast as they are answered, in the next window at a fixed rate below that.
+ * turns, and they come, first as fast as they are answered, in the next window at a fixed rate below that, at which others
+ * came before the turn.
  */
 export async function firstUses(bench: Bench): Promise<Figure[]> {
   const database = await bench.createDatabase('bench_first_uses');
@@ -92,11 +95,12 @@ export async function firstUses(bench: Bench): Promise<Figure[]> {
   });
   await allOf(load(bench, uses(0)));
 
-  const inAWindow = async (work: Load) => {
+  const inNextWindow = async (leadMs: number, workFrom: (beginsAtMs: number) => Load) => {
     const lengthMs = WINDOW_SECONDS * 1000;
-    await sleep(lengthMs - (Date.now() % lengthMs) + A_MOMENT_MS);
+    const beginsAtMs = Math.ceil((Date.now() + leadMs) / lengthMs) * lengthMs + A_MOMENT_MS;
+    await sleep(beginsAtMs - leadMs - Date.now());
     const before = await statementsOf(service);
-    const result = await allOf(load(bench, work));
+    const result = await allOf(load(bench, workFrom(beginsAtMs)));
     const [counter] = await database.query<{ count: number }>(
       `SELECT count(*)::float8 AS count FROM rate_windows
         WHERE leased = 1 AND window_start = floor(extract(epoch FROM now()) / ${WINDOW_SECONDS}) * ${WINDOW_SECONDS}`,
@@ -105,9 +109,12 @@ export async function firstUses(bench: Bench): Promise<Figure[]> {
       throw new Error(`${counter?.count} of ${FIRST_USES} keys were used once in the window`);
     return { ...result, statements: (await statementsOf(service)) - before };
   };
-  const fastest = await inAWindow(uses(1));
+  const fastest = await inNextWindow(0, () => uses(1));
   const rate = Math.floor((FIRST_USES / fastest.seconds) * SHARE_OF_FASTEST);
-  const { p50Us, p99Us, maxUs, statements } = await inAWindow({ ...uses(1), rate, isCoarse: true });
+  const { p50Us, p99Us, maxUs, statements } = await inNextWindow(LEAD_MS, (untilMs) => {
+    const [body = ''] = uses(0).bodies ?? [];
+    return { ...uses(1), rate, isCoarse: true, lead: { body, untilMs } };
+  });
   await service.stop();
   const p99Ms = p99Us / 1000;
   return [
