@@ -15,16 +15,12 @@ import { openEmbeddedPostgres } from '../src/embedded-postgres.ts';
 
 const ROOT = fileURLToPath(new URL('..', import.meta.url));
 const run = promisify(execFile);
-/** Linux counts the time of a process in ticks of 10 ms. */
-const TICK_MS = 10;
 
 export interface Process {
   readonly url: string;
   readonly child: ChildProcess;
   /** What it printed until it listened. */
   readonly printed: string;
-  /** User and system time so far, in milliseconds. */
-  cpuMs(): Promise<number>;
   stop(signal?: NodeJS.Signals): Promise<void>;
   /** Ends it, and starts the same anew, at another address. */
   renew(): Promise<void>;
@@ -149,7 +145,6 @@ async function start(
       running = await spawnListening(args, environment);
     },
     startAnother: () => start(args, environment, closers),
-    cpuMs: () => cpuMsOf(running.child.pid),
   };
 }
 
@@ -174,13 +169,6 @@ async function spawnListening(args: readonly string[], environment: Record<strin
   return { url, child, printed };
 }
 
-async function cpuMsOf(pid: number | undefined): Promise<number> {
-  const stat = await readFile(`/proc/${pid}/stat`, 'utf8');
-  // The name of the program may hold spaces; fields are counted from behind it (proc(5): 14 utime, 15 stime).
-  const fields = stat.slice(stat.lastIndexOf(')') + 2).split(' ');
-  return (Number(fields[11]) + Number(fields[12])) * TICK_MS;
-}
-
 export interface Load {
   readonly url: string;
   readonly headers?: Record<string, string>;
@@ -203,7 +191,7 @@ export interface Load {
   readonly isAwake?: boolean;
   /** Sent at the same rate before, until then (Unix time), and not counted: a program that begins is slow for a while. */
   readonly lead?: { readonly body: string; readonly untilMs: number };
-  /** Whose CPU time is counted in its turns. */
+  /** The server, whose CPU time is counted meanwhile. */
   readonly pid?: number | undefined;
 }
 
@@ -215,8 +203,8 @@ export interface LoadResult {
   readonly p50Us: number;
   readonly p99Us: number;
   readonly maxUs: number;
-  /** In the stream's turns. */
-  readonly serverCpuUs?: number;
+  /** While the stream went on, where it named the server. */
+  readonly serverCpuUs: number;
 }
 
 /** Enough that an open stream hardly ever finds none of them free. */
@@ -263,10 +251,7 @@ export async function load(bench: Bench, stream: Load): Promise<LoadResult> {
 
 /** CPU time of the server per request that it answered, in microseconds. */
 export async function cpuPerRequest(bench: Bench, server: Process, work: Load): Promise<number> {
-  const before = await server.cpuMs();
-  const { answered, errors } = await load(bench, { ...work, isAwake: true });
-  if (errors > 0 || answered === 0) throw new Error(`${errors} of the requests to ${work.url} failed`);
-  return (((await server.cpuMs()) - before) * 1000) / answered;
+  return cpuOf(await load(bench, withCpu([server, work])));
 }
 
 export interface Comparison {
@@ -328,15 +313,17 @@ export async function compareInTurns(
 }
 
 async function cpuInTurns(bench: Bench, measured: readonly Measured[]): Promise<number[]> {
-  const { streams } = await loads(
-    bench,
-    measured.map(([{ child }, work]) => ({ ...work, pid: child.pid, isAwake: true })),
-    TURN_MS,
-  );
-  return streams.map(({ answered, errors, serverCpuUs = NaN }) => {
-    if (errors > 0 || answered === 0) throw new Error(`${errors} of the requests failed`);
-    return serverCpuUs / answered;
-  });
+  const { streams } = await loads(bench, measured.map(withCpu), TURN_MS);
+  return streams.map(cpuOf);
+}
+
+function withCpu([{ child }, work]: Measured): Load {
+  return { ...work, pid: child.pid, isAwake: true };
+}
+
+function cpuOf({ answered, errors, serverCpuUs }: LoadResult): number {
+  if (errors > 0 || answered === 0) throw new Error(`${errors} of the requests failed`);
+  return serverCpuUs / answered;
 }
 
 async function renew([server, work]: Measured): Promise<Measured> {

@@ -32,19 +32,12 @@ function besideEachOther() {
   return Promise.all(begins.map((begin) => begin(endsAt)));
 }
 
-/** Each with the CPU time of its server, in its turns. */
 async function inTurns() {
-  const results = streams.map(() => ({}));
-  const cpuUs = streams.map(() => 0);
-  const turns = (seconds * 1000) / turnMs;
-  for (let turn = 0; turn < turns; turn++) {
-    for (const [index, begin] of begins.entries()) {
-      const before = cpuUsOf(streams[index].pid);
-      results[index] = await begin(performance.now() + turnMs);
-      cpuUs[index] += cpuUsOf(streams[index].pid) - before;
-    }
+  const results = [];
+  for (let turn = 0; turn < (seconds * 1000) / turnMs; turn++) {
+    for (const [index, begin] of begins.entries()) results[index] = await begin(performance.now() + turnMs);
   }
-  return results.map((result, index) => ({ ...result, serverCpuUs: cpuUs[index] }));
+  return results;
 }
 
 /** Of all threads, by the scheduler, which counts nanoseconds where proc(5)'s `stat` counts hundredths of a second. */
@@ -68,6 +61,7 @@ async function prepareStream({
   isCoarse = false,
   isAwake = false,
   lead,
+  pid,
 }) {
   const target = new URL(url);
   // Without bodies there is nothing to send: GET.
@@ -91,6 +85,8 @@ async function prepareStream({
   let isRunning = false;
   let looking;
   let begunAt = 0;
+  let cpuBeforeUs = 0;
+  let serverCpuUs = 0;
   let nextAt = 0;
   let answeredAt = 0;
   let isGivenUp = false;
@@ -166,9 +162,10 @@ async function prepareStream({
   }
 
   function finish() {
-    if (!isOver() || due.length > 0 || answered + errors < asked) return;
+    if (!isRunning || !isOver() || due.length > 0 || answered + errors < asked) return;
     isRunning = false;
     clearInterval(looking);
+    if (pid !== undefined) serverCpuUs += cpuUsOf(pid) - cpuBeforeUs;
     end({
       answered,
       succeeded,
@@ -177,6 +174,7 @@ async function prepareStream({
       p50Us: histogram.percentile(50),
       p99Us: histogram.percentile(99),
       maxUs: histogram.max,
+      serverCpuUs,
     });
   }
 
@@ -190,7 +188,7 @@ async function prepareStream({
     if (succeeded < asked) throw new Error(`of the lead's ${asked} requests ${succeeded} succeeded`);
     sent = bodies;
     most = amount;
-    asked = answered = succeeded = 0;
+    asked = answered = succeeded = serverCpuUs = 0;
     histogram.reset();
     return begin(until);
   }
@@ -199,6 +197,7 @@ async function prepareStream({
     endsAt = until;
     begunAt = performance.now();
     answeredAt = begunAt;
+    if (pid !== undefined) cpuBeforeUs = cpuUsOf(pid);
     isRunning = true;
     giveUpInTheEnd();
     const done = new Promise((resolve) => {
